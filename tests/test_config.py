@@ -1,0 +1,269 @@
+"""The config: a typo is answered, `@file` replaces, secrets stay references, values agree with each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from loop.config import Config, Part, as_object, build, is_secret, load_config, load_target, source_digest
+from loop.errors import ConfigError
+
+SMALL = """
+name: small
+policy: m
+models:
+  m: {weights: "path:model"}
+roles:
+  attacker: {target: roles.attacker.FewShotAttacker, args: {shots: 3}}
+  learner: {target: roles.learner.SamplingLearner}
+  critic: {target: roles.critic.SeedCritic, model: m, args: {layer: 1}}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def refusal(*arguments: object, resolve: bool = False) -> str:
+    """The one line that these arguments are refused with."""
+    with pytest.raises(ConfigError) as caught:
+        config = load_config([str(argument) for argument in arguments])
+        assert resolve, "the config was accepted"
+        as_object(config)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_every_misspelt_key_of_a_file_is_answered_at_once_with_the_nearest(tmp_path: Path):
+    path = tmp_path / "typos.yaml"
+    path.write_text("itterations: 3\nroles: {critic: {modle: m}}\ntrain: {refrence: base}\n")
+    line = refusal(path)
+    assert "no key itterations, did you mean iterations?" in line
+    assert "no key roles.critic.modle, did you mean roles.critic.model?" in line
+    assert "no key train.refrence, did you mean train.reference?" in line
+
+
+def test_misspelt_keys_of_files_and_overrides_are_answered_together(tmp_path: Path, small: Path):
+    other = tmp_path / "other.yaml"
+    other.write_text("chnk: 3\n")
+    line = refusal(small, other, "attacks.safty=1", "attacks.benin=3")
+    for nearest in ("chunk", "attacks.safety", "attacks.benign"):
+        assert f"did you mean {nearest}?" in line
+
+
+def test_a_key_like_no_other_is_answered_with_those_that_there_are(small: Path):
+    assert "known here: safety, benign, toxicity, legal" in refusal(small, "attacks.zzzzzz=1")
+
+
+def test_a_misspelt_key_inside_a_model_is_answered_too(small: Path):
+    assert "did you mean models.m.engine.target?" in refusal(small, "models.m.engine.tagret=x")
+    assert "did you mean models.new.weights?" in refusal(small, "models.new.wieghts=x")
+
+
+def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path, small: Path):
+    second = tmp_path / "second.yaml"
+    second.write_text("iterations: 4\nchunk: 7\n")
+    config = as_object(load_config([str(small), str(second), "iterations=5"]))
+    assert (config.name, config.chunk, config.iterations) == ("small", 7, 5)
+
+
+def test_a_file_in_place_of_a_node_leaves_none_of_the_old_args(tmp_path: Path, small: Path):
+    (tmp_path / "critic.yaml").write_text("target: roles.critic.SeedCritic\nargs: {examples: 1}\n")
+    config = plain(load_config([str(small), "roles.critic=@critic.yaml"]))
+    assert config["roles"]["critic"]["args"] == {"examples": 1}
+    assert config["roles"]["critic"]["model"] == "policy"
+    merged = plain(load_config([str(small), "roles.critic.args.examples=1"]))
+    assert merged["roles"]["critic"]["args"] == {"layer": 1, "examples": 1}
+
+
+def test_a_file_replaces_a_free_dict_and_an_engine_too(tmp_path: Path, small: Path):
+    (tmp_path / "dpo.yaml").write_text("beta: 0.3\n")
+    (tmp_path / "engine.yaml").write_text("target: my.Engine\nargs: {device: cpu}\n")
+    first = [str(small), "train.dpo.epochs=1", "models.m.engine.args.old=1"]
+    config = plain(load_config([*first, "train.dpo=@dpo.yaml", "models.m.engine=@engine.yaml"]))
+    assert config["train"]["dpo"] == {"beta": 0.3}
+    assert config["models"]["m"]["engine"] == {"target": "my.Engine", "args": {"device": "cpu"}}
+
+
+def test_a_replacing_file_is_found_beside_the_config_then_among_the_packaged_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "mine"
+    (folder / "critic").mkdir(parents=True)
+    (folder / "critic" / "own.yaml").write_text("target: roles.critic.SeedCritic\nargs: '@args.yaml'\n")
+    (folder / "critic" / "args.yaml").write_text("examples: 2\n")
+    (folder / "c.yaml").write_text(
+        SMALL.replace("{target: roles.learner.SamplingLearner}", "'@learner/sampling.yaml'")
+    )
+    monkeypatch.chdir(tmp_path)
+    config = plain(load_config(["mine/c.yaml", "roles.critic=@critic/own.yaml"]))
+    assert config["roles"]["learner"]["target"] == "roles.learner.SamplingLearner"
+    assert config["roles"]["critic"]["args"] == {"examples": 2}
+
+
+def test_a_packaged_config_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo.yaml", "configs/demo.yaml"):
+        assert as_object(load_config([name])).name == "demo"
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path, small: Path):
+    config = as_object(load_config([str(small), "train.dpo.learning_rate=5e-4"]))
+    assert config.train.dpo["learning_rate"] == 5e-4
+    small.write_text(SMALL + "train: {dpo: {learning_rate: 2e-5}}\n")
+    assert as_object(load_config([str(small)])).train.dpo["learning_rate"] == 2e-5
+
+
+def test_lists_and_dicts_can_be_given_on_the_command_line(small: Path):
+    config = as_object(load_config([str(small), "heldout.suites=[safety]", "heldout.limit={safety: 3}"]))
+    assert (config.heldout.suites, config.heldout.limit) == (["safety"], {"safety": 3})
+
+
+def test_a_secret_behind_a_variable_stays_a_reference(small: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_SECRET", "sk-hidden")
+    config = load_config([str(small), "models.m.engine.args.api_key=${oc.env:MY_SECRET}", "system=${name}"])
+    assert "sk-hidden" not in OmegaConf.to_yaml(config, resolve=False)
+    assert "${oc.env:MY_SECRET}" in OmegaConf.to_yaml(config, resolve=False)
+    assert as_object(config).models["m"].engine.args["api_key"] == "sk-hidden"
+    assert as_object(config).system == "small"
+
+
+def test_a_secret_that_is_written_out_is_refused_without_being_repeated(small: Path):
+    line = refusal(small, "models.m.engine.args={api_key: sk-hidden}")
+    assert line.startswith("models.m.engine.args.api_key:")
+    assert "sk-hidden" not in line
+
+
+@pytest.mark.parametrize("key", ["api_key", "a.hub_token", "db_password", "x.credentials", "token", "a.key"])
+def test_names_of_secrets_are_known(key: str):
+    assert is_secret(key)
+
+
+@pytest.mark.parametrize("key", ["pad_token", "max_tokens", "critique_tokens", "api_key_env", "monkey"])
+def test_other_names_are_no_secrets(key: str):
+    assert not is_secret(key)
+
+
+def test_a_variable_that_is_not_set_is_named(small: Path):
+    assert "NO_SUCH_VARIABLE" in refusal(small, "system=${oc.env:NO_SUCH_VARIABLE}", resolve=True)
+
+
+def test_everything_that_must_be_given_is_asked_for_at_once(tmp_path: Path):
+    path = tmp_path / "bare.yaml"
+    path.write_text("models: {m: {}}\n")
+    line = refusal(path)
+    for key in ("name", "policy", "models.m.weights", "roles.critic.target"):
+        assert key in line
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("noequals", "an override is key=value"),
+        ("=3", "dotted key"),
+        ("a..b=1", "dotted key"),
+        ("iterations=many", "iterations"),
+        ("roles=3", "RolesConfig"),
+        ("system=[x", "cannot be read as YAML"),
+        ("system=${", "cannot be read as YAML"),
+        ("roles.critic=@nowhere.yaml", "nowhere.yaml"),
+        ("roles.critc=@critic/seeds.yaml", "did you mean roles.critic?"),
+    ],
+)
+def test_an_override_that_cannot_be_used_is_refused_in_one_line(small: Path, override: str, said: str):
+    assert said in refusal(small, override)
+
+
+def test_no_config_at_all_is_refused():
+    assert "configs/demo.yaml" in refusal("iterations=1")
+
+
+@pytest.mark.parametrize("content", ["a: [", "a: 1\na: 2\n", "- a\n- b\n"])
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: str):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    assert refusal(path).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("policy=other", "policy: no model named 'other'"),
+        ("roles.attacker.model=x", "roles.attacker.model: no model named 'x'"),
+        ("heldout.split=test", "heldout.split: a run gates on dev only"),
+        ("train.start_from=scratch", "train.start_from: 'scratch'"),
+        ("train.reference=last", "train.reference: 'last'"),
+        ("iterations=0", "iterations: must be at least 1"),
+        ("chunk=0", "chunk: must be at least 1"),
+        ("train.lora.modules_to_save=[lm_head]", "train.lora.modules_to_save"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(small: Path, override: str, said: str):
+    assert said in refusal(small, override, resolve=True)
+
+
+def test_the_learner_is_the_policy(small: Path):
+    further = ["models.n.weights=path:n", "roles.learner.model=n"]
+    assert "the learner is the policy" in refusal(small, *further, resolve=True)
+
+
+def test_the_demo_config_holds():
+    config = as_object(load_config(["configs/demo.yaml"]))
+    assert isinstance(config, Config)
+    assert config.train.dpo["learning_rate"] == 5e-4
+
+
+def test_a_role_is_found_in_a_file_of_ones_own(tmp_path: Path):
+    file = tmp_path / "my_critic.py"
+    file.write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Critic:\n    bar: float = 0.5\n"
+    )
+    made = build(Part(f"{file}:Critic", {"bar": 0.7}), "roles.critic")
+    assert made.bar == 0.7
+    before = source_digest(f"{file}:Critic")
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert source_digest(f"{file}:Critic") != before
+
+
+def test_the_digest_of_a_packaged_role_is_that_of_its_file():
+    assert source_digest("roles.learner.SamplingLearner") == source_digest("roles.learner.SamplingLearner")
+    assert source_digest("roles.learner.SamplingLearner") != source_digest("roles.critic.SeedCritic")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("json", "cannot import"),
+        ("no.such.module.Thing", "cannot import"),
+        ("roles.learner.Nobody", "names nothing"),
+        ("nowhere.py:Critic", "no such file"),
+    ],
+)
+def test_a_target_that_names_nothing_is_refused_with_its_key(target: str, said: str):
+    with pytest.raises(ConfigError, match=rf"^roles\.critic\.target: .*{said}"):
+        load_target(target, "roles.critic.target")
+
+
+def test_a_target_that_cannot_be_called_is_refused():
+    with pytest.raises(ConfigError, match="no class or function"):
+        build(Part("loop.records.DOMAINS"), "roles.critic")
+
+
+def test_a_file_that_is_no_python_is_refused(tmp_path: Path):
+    (tmp_path / "role.py.txt").write_text("")
+    with pytest.raises(ConfigError, match="cannot import"):
+        load_target(f"{tmp_path / 'role.py.txt'}:Role", "roles.critic.target")
+
+
+def test_an_argument_that_a_role_does_not_take_is_answered_with_those_that_it_takes():
+    with pytest.raises(ConfigError, match=r"roles\.learner\.args: .*'sample'.*takes samples"):
+        build(Part("roles.learner.SamplingLearner", {"sample": 3}), "roles.learner")
