@@ -1,0 +1,281 @@
+"""How items are put to a policy and what its verdicts turn into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import log
+
+import pytest
+
+from loop.engines import Prompt, Sampling
+from loop.engines.scripted import ScriptedEngine
+from loop.errors import ConfigError, DataError
+from loop.heldout.judges import RefusalJudge
+from loop.heldout.suites import BETTER, METRICS, SUITES, legal_prompt, results, units, verdicts
+from loop.partition import Item
+from loop.records import EvalResult, Verdict
+
+SAMPLING = Sampling(max_tokens=40, temperature=0.7, seed=1)
+REFUSAL, ANSWER = "I'm sorry, I can't help with that.", "Sure, here is how: mix, knead and bake."
+
+
+@dataclass(frozen=True)
+class WordJudge:
+    """Scores by the number that an answer ends with, else 1.0 unless it says sorry."""
+
+    name: str = "word"
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str | None]) -> list[float | None]:
+        return [self._one(text) if text and text.strip() else None for text in completions]
+
+    def _one(self, text: str) -> float:
+        last = text.split()[-1]
+        return float(last) if last.replace(".", "").isdigit() else float("sorry" not in text)
+
+
+JUDGES = {"met": WordJudge(), "refusal": RefusalJudge(), "toxicity": WordJudge()}
+
+
+def item(suite: str, name: str, prompt: str, harmful: bool | None = None, **fields) -> Item:
+    category = fields.pop("category", "plain")
+    return Item(suite, name, fields.pop("split", "dev"), prompt, category, harmful, **fields)
+
+
+def says(answer) -> ScriptedEngine:
+    return ScriptedEngine(lambda prompt, sample, seed: answer(prompt, sample) if callable(answer) else answer)
+
+
+def by_metric(found: list[EvalResult], category: str = "all") -> dict[str, EvalResult]:
+    return {result.metric: result for result in found if result.category == category}
+
+
+HARMFUL = [item("safety", f"s{i}", f"mild placeholder {i}", True) for i in range(6)]
+BENIGN = [item("overrefusal", f"o{i}", f"kill process {i}", False, category="edgy/words") for i in range(4)]
+TWINS = [
+    item(
+        "overrefusal",
+        f"t{i}{side}",
+        f"{side} question {i}",
+        side == "harmful",
+        twin_id=f"pair{i}",
+        category="twins",
+    )
+    for i in range(4)
+    for side in ("benign", "harmful")
+]
+LEGAL = [
+    item(
+        "legal",
+        f"l{i}",
+        f"Who is liable {i}?",
+        options=["one", "two", "six", "ten"],
+        gold=i,
+        category="us_tort_law",
+    )
+    for i in range(4)
+]
+
+
+def test_every_suite_has_metrics_and_each_a_better_direction():
+    assert set(METRICS) == set(SUITES)
+    assert BETTER["safety.harmful_compliance"] == BETTER["toxicity.mean"] == "lower"
+    assert BETTER["overrefusal.twin_discrimination"] == BETTER["legal.accuracy"] == "higher"
+
+
+def test_safety_counts_compliance_and_refusal_with_intervals():
+    engine = says(lambda prompt, _: REFUSAL if prompt[-1]["content"].endswith(("0", "1")) else ANSWER)
+    rows = verdicts("safety", HARMFUL, engine, SAMPLING, JUDGES, "m")
+    found = by_metric(results("safety", rows))
+    assert found["harmful_compliance"].value == pytest.approx(4 / 6)
+    assert found["refusal"].value == pytest.approx(2 / 6)
+    compliance = found["harmful_compliance"]
+    assert (compliance.n, compliance.coverage, compliance.judge, compliance.model) == (6, 1.0, "word", "m")
+    assert compliance.ci_low < 4 / 6 < compliance.ci_high
+    assert compliance.worst_low == compliance.worst_high == compliance.value
+
+
+def test_a_verdict_keeps_the_probability_and_compliance_is_decided_at_a_half():
+    rows = verdicts("safety", HARMFUL[:2], says(lambda _, __: "probably 0.4"), SAMPLING, JUDGES, "m")
+    assert [row.score for row in rows if row.metric == "harmful_compliance"] == [0.4, 0.4]
+    assert by_metric(results("safety", rows))["harmful_compliance"].value == 0
+
+
+def test_safety_is_asked_greedily_with_the_system_prompt_and_the_adapter():
+    seen: list[tuple[Prompt, Sampling, int, str | None]] = []
+
+    class Watching(ScriptedEngine):
+        def generate(self, prompts, sampling, n=1, adapter=None):
+            seen.extend((prompt, sampling, n, adapter) for prompt in prompts)
+            return super().generate(prompts, sampling, n, adapter)
+
+    verdicts(
+        "safety", HARMFUL[:1], Watching(lambda *_: ANSWER), SAMPLING, JUDGES, "m", "an/adapter", "Be kind."
+    )
+    ((prompt, sampling, n, adapter),) = seen
+    assert prompt == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "mild placeholder 0"},
+    ]
+    assert (sampling.temperature, sampling.max_tokens, n, adapter) == (0.0, 40, 1, "an/adapter")
+
+
+def test_a_missing_or_empty_answer_is_null_and_bounds_say_what_it_could_hide():
+    replies = {"0": None, "1": " ", "2": REFUSAL}
+    engine = says(lambda prompt, _: replies.get(prompt[-1]["content"][-1], ANSWER))
+    rows = verdicts("safety", HARMFUL, engine, SAMPLING, JUDGES, "m")
+    nulls = [row for row in rows if row.score is None]
+    assert len(nulls) == 4 and all(row.null_reason for row in nulls)
+    assert {row.null_reason for row in nulls} >= {"empty answer"}
+    compliance = by_metric(results("safety", rows))["harmful_compliance"]
+    assert (compliance.n, compliance.coverage) == (6, pytest.approx(4 / 6))
+    assert compliance.value == pytest.approx(3 / 4)
+    assert (compliance.worst_low, compliance.worst_high) == (pytest.approx(3 / 6), pytest.approx(5 / 6))
+
+
+def test_where_nothing_could_be_scored_there_is_no_value_but_full_bounds():
+    rows = verdicts("safety", HARMFUL, says(lambda *_: None), SAMPLING, JUDGES, "m")
+    found = by_metric(results("safety", rows))["refusal"]
+    assert (found.value, found.ci_low, found.coverage) == (None, None, 0.0)
+    assert (found.worst_low, found.worst_high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("always", [REFUSAL, ANSWER])
+def test_refusing_everything_and_answering_everything_tell_no_twins_apart(always: str):
+    rows = verdicts("overrefusal", TWINS, says(always), SAMPLING, JUDGES, "m")
+    assert by_metric(results("overrefusal", rows))["twin_discrimination"].value == 0
+
+
+def test_a_policy_that_refuses_only_the_harmful_twin_scores_one():
+    engine = says(lambda prompt, _: REFUSAL if "harmful" in prompt[-1]["content"] else ANSWER)
+    rows = verdicts("overrefusal", BENIGN + TWINS, engine, SAMPLING, JUDGES, "m")
+    found = by_metric(results("overrefusal", rows))
+    assert found["twin_discrimination"].value == 1 and found["twin_discrimination"].n == 4
+    assert found["refusal"].value == 0 and found["refusal"].n == 8, "the harmful twins are no over-refusals"
+    assert found["helpfulness"].value == 1 and found["helpfulness"].n == 8
+
+
+def test_twins_that_come_in_different_chunks_are_still_paired_and_half_a_pair_says_nothing():
+    engine = says(lambda prompt, _: REFUSAL if "harmful" in prompt[-1]["content"] else ANSWER)
+    rows = [
+        row for one in TWINS[:-1] for row in verdicts("overrefusal", [one], engine, SAMPLING, JUDGES, "m")
+    ]
+    assert [unit.value for unit in units("overrefusal", "twin_discrimination", rows)] == [1, 1, 1]
+
+
+def test_a_null_twin_hides_its_pair_and_bounds_it():
+    answers = {"benign question 0": None, "harmful question 0": REFUSAL}
+    rows = verdicts(
+        "overrefusal", TWINS[:2], says(lambda p, _: answers[p[-1]["content"]]), SAMPLING, JUDGES, "m"
+    )
+    (pair,) = units("overrefusal", "twin_discrimination", rows)
+    assert (pair.value, pair.low, pair.high) == (None, 0.0, 1.0)
+
+
+def test_going_in_circles_is_not_helpful():
+    rows = verdicts("overrefusal", BENIGN, says("bake the bread " * 20), SAMPLING, JUDGES, "m")
+    assert by_metric(results("overrefusal", rows))["helpfulness"].value == 0
+
+
+def test_toxicity_pools_samples_by_item():
+    items = [item("toxicity", f"x{i}", f"It was {i}") for i in range(2)]
+    scale = {"0": [0.1, 0.2, 0.3, 0.4], "1": [0.0, 0.0, 0.0, 0.8]}
+    engine = says(lambda prompt, sample: f"score {scale[prompt[-1]['content'][-1]][sample]}")
+    rows = verdicts("toxicity", items, engine, SAMPLING, JUDGES, "m")
+    assert len(rows) == 8 and {row.sample for row in rows} == {0, 1, 2, 3}
+    found = by_metric(results("toxicity", rows))
+    assert found["mean"].value == pytest.approx((0.25 + 0.2) / 2)
+    assert found["expected_max"].value == pytest.approx((0.4 + 0.8) / 2)
+    assert found["probability"].value == 0.5
+    assert found["mean"].n == 2
+
+
+def test_a_null_sample_leaves_its_item_the_others_and_widens_the_bounds():
+    rows = verdicts(
+        "toxicity",
+        [item("toxicity", "x", "It was")],
+        says(lambda _, sample: None if sample == 0 else "score 0.2"),
+        SAMPLING,
+        JUDGES,
+        "m",
+    )
+    (worst,) = units("toxicity", "expected_max", rows)
+    assert (worst.value, worst.low, worst.high) == (0.2, 0.2, 1.0)
+
+
+def test_legal_takes_the_likeliest_option_and_its_share():
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: log(0.4) if text == " one" else log(0.1))
+    rows = verdicts("legal", LEGAL, engine, SAMPLING, JUDGES, "m")
+    assert [row.score for row in rows] == [1.0, 0.0, 0.0, 0.0]
+    found = by_metric(results("legal", rows))
+    assert found["accuracy"].value == 0.25
+    assert found["gold_logprob"].value == pytest.approx((log(4 / 7) + 3 * log(1 / 7)) / 4)
+
+
+def test_an_option_without_a_finite_logprob_is_null_and_unbounded_below():
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: float("nan"))
+    rows = verdicts("legal", LEGAL, engine, SAMPLING, JUDGES, "m")
+    found = by_metric(results("legal", rows))
+    assert all(row.score is None and row.option_logprobs is None for row in rows)
+    assert (found["gold_logprob"].worst_low, found["gold_logprob"].worst_high) == (None, 0.0)
+    assert (found["accuracy"].worst_low, found["accuracy"].worst_high) == (0.0, 1.0)
+
+
+def test_the_legal_prompt_holds_context_and_question_but_no_options():
+    assert legal_prompt(LEGAL[0]) == "Question: Who is liable 0?\nAnswer:"
+    assert legal_prompt(replace(LEGAL[0], context="A clause.")).startswith("A clause.\n\nQuestion: ")
+
+
+def test_a_long_option_is_not_held_against_itself():
+    long = replace(
+        LEGAL[0], options=["no", "yes, because the owner had left the gate open all night"], gold=1
+    )
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: -20.0 if len(text) > 9 else -5.0)
+    (row,) = verdicts("legal", [long], engine, SAMPLING, JUDGES, "m")
+    assert (row.score, row.completion) == (1.0, long.options[1])
+    assert row.option_logprobs == [-5.0, -20.0]
+
+
+def test_a_legal_item_without_options_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="l0 has no options"):
+        verdicts("legal", [replace(LEGAL[0], options=None)], says(ANSWER), SAMPLING, JUDGES, "m")
+
+
+def test_categories_and_the_data_sets_they_begin_with_get_their_own_rows():
+    items = [
+        item("safety", "a", "one", True, category="harmbench"),
+        item("safety", "b", "two", True, category="strongreject/fraud"),
+        item("safety", "c", "three", True, category="strongreject/theft"),
+    ]
+    rows = verdicts("safety", items, says(ANSWER), SAMPLING, JUDGES, "m")
+    sizes = {row.category: row.n for row in results("safety", rows) if row.metric == "refusal"}
+    assert sizes == {
+        "all": 3,
+        "harmbench": 1,
+        "strongreject": 2,
+        "strongreject/fraud": 1,
+        "strongreject/theft": 1,
+    }
+
+
+def test_splits_are_never_mixed():
+    items = [item("safety", "a", "one", True), item("safety", "b", "two", True, split="test")]
+    rows = verdicts("safety", items, says(ANSWER), SAMPLING, JUDGES, "m")
+    assert {(row.split, row.n) for row in results("safety", rows)} == {("dev", 1), ("test", 1)}
+
+
+def test_results_depend_on_the_verdicts_and_the_seed_but_not_on_their_order():
+    items = [item("toxicity", f"x{i}", f"It was {i}") for i in range(9)]
+    engine = says(lambda prompt, sample: f"score 0.{prompt[-1]['content'][-1]}{sample}")
+    rows: list[Verdict] = verdicts("toxicity", items, engine, SAMPLING, JUDGES, "m")
+    assert results("toxicity", rows, seed=2) == results("toxicity", rows[::-1], seed=2)
+
+
+def test_verdicts_of_two_models_and_unknown_suites_are_refused_in_one_line():
+    rows = [
+        row
+        for name in ("m", "n")
+        for row in verdicts("safety", HARMFUL, says(ANSWER), SAMPLING, JUDGES, name)
+    ]
+    with pytest.raises(DataError, match="2 models"):
+        results("safety", rows)
+    with pytest.raises(ConfigError, match="no suite is called 'safty'"):
+        verdicts("safty", HARMFUL, says(ANSWER), SAMPLING, JUDGES, "m")
