@@ -1,0 +1,609 @@
+"""Trains one LoRA adapter by DPO in a process of its own, so that the memory comes back when it ends."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
+import types
+import typing
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from loop.engines.chat import neutralise, render, special_tokens
+from loop.errors import AlignloopError, ConfigError, DataError
+from loop.records import Message, Pair, read_jsonl, stable_hash
+
+SIGMOID_AT_REFERENCE = math.log(2)
+SIGMOID_TOLERANCE = 0.02
+CHECKPOINT_SECONDS = 60
+"""How much training a killed process may lose, unless `dpo` sets a save_strategy of its own."""
+COMPLETE = "complete"
+"""The file that a checkpoint gets last: without it, the checkpoint is a torn one."""
+
+# fmt: off
+LOSS_TYPES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)
+# fmt: on
+OURS = {
+    "dpo": {
+        "output_dir": "the run directory is",
+        "seed": "the run's seed is",
+        "push_to_hub": "`alignloop export` is the way out; nothing is",
+        "load_best_model_at_end": "the gate chooses; no checkpoint is",
+        "sync_ref_model": "the reference of an iteration is frozen; it is",
+    },
+    "lora": {"task_type": "CAUSAL_LM is", "inference_mode": "it is trained: the mode is"},
+}
+POSITIVE = {
+    "dpo": ("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    "lora": ("r", "lora_alpha"),
+}
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One DPO job, JSON on disk. Paths are absolute or relative to the working directory."""
+
+    base: str
+    """Folder that `from_pretrained` loads."""
+    pairs: str
+    """JSONL of Pair rows."""
+    out: str
+    """The adapter folder to make. Where it exists the job is done."""
+    start_adapter: str | None
+    """None: a fresh LoRA on the base; else the adapter that is trained on."""
+    reference: Literal["base", "start"]
+    """The frozen policy DPO compares with: the bare base, or the policy that training starts from."""
+    dpo: dict[str, Any]
+    """Keyword arguments of `trl.DPOConfig`, verbatim."""
+    lora: dict[str, Any]
+    """Keyword arguments of `peft.LoraConfig`, verbatim."""
+    seed: int
+    lineage: dict[str, Any]
+    """Digests of parent, base and config: saved as lineage.json in the adapter folder."""
+    canary: list[Message]
+    """A prompt whose next-token distribution must differ between the adapter and the base."""
+
+
+# --- checking the configuration -------------------------------------------------------------------------
+
+
+def validate(dpo: Mapping[str, Any], lora: Mapping[str, Any], where: str = "train") -> None:
+    """Checks keys and values of `train.dpo` and `train.lora`; loads no model.
+
+    Raises ConfigError naming the key at fault and, for an unknown one, the nearest valid key.
+    """
+    import peft
+    import trl
+
+    DPOConfig, LoraConfig = cast(Any, trl).DPOConfig, cast(Any, peft).LoraConfig
+    _check_keys(DPOConfig, dpo, f"{where}.dpo", OURS["dpo"])
+    _check_keys(LoraConfig, lora, f"{where}.lora", OURS["lora"])
+    losses: Any = dpo.get("loss_type", [])
+    for loss in [losses] if isinstance(losses, str) else losses:
+        if loss not in LOSS_TYPES:
+            raise ConfigError(f"{where}.dpo.loss_type: no loss {loss!r}; {_nearest(loss, LOSS_TYPES)}")
+    for part, given in (("dpo", dpo), ("lora", lora)):
+        for key in POSITIVE[part]:
+            if given.get(key, 1) <= 0:
+                raise ConfigError(f"{where}.{part}.{key}: must be above 0, not {given[key]!r}")
+    forced = {"output_dir": os.devnull, "use_cpu": True, "bf16": False, "report_to": "none"}
+    if "gradient_checkpointing" not in dpo:
+        forced["activation_checkpointing"] = False
+    _check_values(lambda given: DPOConfig(**{**forced, **given}), dpo, f"{where}.dpo")
+    _check_values(lambda given: LoraConfig(**given), lora, f"{where}.lora")
+
+
+def _check_keys(kind: Any, given: Mapping[str, Any], where: str, ours: Mapping[str, str]) -> None:
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in ours]
+    for key, value in given.items():
+        if key in ours:
+            raise ConfigError(f"{where}.{key}: {ours[key]} set by alignloop; take this key out")
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: {kind.__name__} has no such key; {_nearest(key, known)}")
+        if not _fits(hints[key], value):
+            wanted = str(getattr(hints[key], "__name__", hints[key])).replace("typing.", "")
+            raise ConfigError(f"{where}.{key}: {value!r} is a {type(value).__name__}; {wanted} is wanted")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)
+    return f"the nearest is {close[0]!r}"
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether `value` is what the annotation says; a kind that isn't plain data is left to the library."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(each, value) for each in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if hint == list[str]:
+        # TRL takes one loss by its bare name.
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    plain = origin or hint
+    if plain in (bool, str, list, dict, type(None)):
+        return isinstance(value, plain)
+    return plain not in (tuple, set)
+
+
+def _check_values(build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any], where: str) -> None:
+    """Lets the library judge the values together, and names the key without which it is content."""
+    try:
+        build(given)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        for key in given:
+            with contextlib.suppress(ValueError, TypeError, NotImplementedError, ImportError):
+                build({k: v for k, v in given.items() if k != key})
+                raise ConfigError(f"{where}.{key}: {reason}") from None
+        raise ConfigError(f"{where}: {reason}") from None
+
+
+# --- the rows -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The conversational rows that DPO trains on, and what became of the others."""
+
+    ids: list[str]
+    rows: list[dict[str, list[Message]]]
+    lengths: list[int]
+    """Tokens of the longer side of each pair, prompt included, before truncation."""
+    dropped: list[dict[str, str]]
+    truncated: list[str]
+
+
+def prepare_rows(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, where: str) -> Rows:
+    """Turns pairs into conversational rows and takes out those that hold nothing to learn from.
+
+    TRL drops a row whose prompt fills `max_length` without a word: here it is named. Raises DataError
+    for a prompt that doesn't end with a user turn, for a chat template that doesn't end the answer, and
+    where no row is left.
+    """
+    specials = special_tokens(tokenizer)
+    kept = Rows([], [], [], [], [])
+    for pair in pairs:
+        if not pair.prompt or pair.prompt[-1]["role"] != "user":
+            raise DataError(f"{where}, pair {pair.id}: the prompt must end with a user turn")
+        row = _row(pair, specials)
+        prompt = _tokens(tokenizer, row["prompt"], add_generation_prompt=True)
+        sides = [_tokens(tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+        longest = max(map(len, sides))
+        if max_length is not None and len(prompt) >= max_length:
+            reason = f"its prompt of {len(prompt)} tokens fills max_length {max_length}"
+        elif sides[0] == sides[1]:
+            reason = "chosen and rejected are the same"
+        else:
+            reason = ""
+        if reason:
+            kept.dropped.append({"id": pair.id, "reason": reason})
+            continue
+        if not kept.rows:
+            _check_end_of_turn(tokenizer, sides[0][len(prompt) :], where)
+        if max_length is not None and longest > max_length:
+            kept.truncated.append(pair.id)
+        kept.ids.append(pair.id)
+        kept.rows.append(row)
+        kept.lengths.append(longest)
+    if not kept.rows:
+        first = f" ({kept.dropped[0]['reason']})" if kept.dropped else ""
+        raise DataError(
+            f"{where}: none of {len(pairs)} pairs can be trained on{first}; look at the pairs stage"
+        )
+    return kept
+
+
+def _row(pair: Pair, specials: Sequence[str]) -> dict[str, list[Message]]:
+    def turn(role: str, text: str) -> Message:
+        # Arrow holds UTF-8 only, and model text may hold half a surrogate pair.
+        return {"role": role, "content": neutralise(text.encode("utf-8", "replace").decode(), specials)}
+
+    return {
+        "prompt": [turn(message["role"], message["content"]) for message in pair.prompt],
+        "chosen": [turn("assistant", pair.chosen)],
+        "rejected": [turn("assistant", pair.rejected)],
+    }
+
+
+def _tokens(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    # The template writes its own special tokens: asking for them again would double the first.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _check_end_of_turn(tokenizer: Any, completion: Sequence[int], where: str) -> None:
+    count = list(completion).count(tokenizer.eos_token_id)
+    if count != 1:
+        raise DataError(
+            f"{where}: a templated answer holds {count} × {tokenizer.eos_token!r} where 1 belongs; "
+            "the chat template and eos_token of the base must agree"
+        )
+
+
+class ByLength:
+    """A sampler: micro-batches of pairs that are alike in length, in an order drawn for each epoch.
+
+    `group_by_length` as transformers does it sorts fifty batches at a time, which with few pairs is the
+    whole set from longest to shortest: what is learned last would depend on length. Here the micro-batches
+    come shuffled, and the order depends on (seed, epoch) alone, so that a resumed run sees the same one.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = list(lengths), batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(stable_hash("by length", self.seed, self.epoch))
+        order = sorted(range(len(self)), key=lambda i: (self.lengths[i], rng.random()))
+        full, rest = divmod(len(order), self.batch)
+        # The loader cuts every `batch` rows, so the short batch comes last; which rows it holds is chance.
+        cut = rng.randint(0, full) * self.batch
+        short, order = order[cut : cut + rest], order[:cut] + order[cut + rest :]
+        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
+        rng.shuffle(batches)
+        return iter([i for batch in [*batches, short] for i in batch])
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def train(job: TrainJob) -> None:
+    """Trains the adapter of `job` and leaves it, with training.json and lineage.json, in `job.out`.
+
+    Follows Rafailov et al. 2023 (DPO) as TRL has it. Resumes from the last complete checkpoint of the same
+    job; does nothing where `job.out` exists. Raises ConfigError, DataError, or AlignloopError where the
+    reference isn't what it should be, the loss isn't finite, or the adapter changes nothing.
+    """
+    out = Path(job.out)
+    if out.exists():
+        return
+    validate(job.dpo, job.lora)
+    pairs = list(read_jsonl(Path(job.pairs), Pair))
+    work = _work_dir(job, out)
+    trainer, rows = _build(job, pairs, work)
+    checkpoint = _last_complete(work)
+    started = time.monotonic()
+    with completion_tokens_only(trainer.args.device.type):
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    seconds = time.monotonic() - started
+    if not math.isfinite(result.training_loss):
+        raise AlignloopError(f"{out}: the loss is {result.training_loss}; lower train.dpo.learning_rate")
+    check_canary(trainer.model, trainer.processing_class, job.canary)
+    resumed = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+    summary = _summary(trainer.state.log_history, rows, len(pairs), seconds, resumed)
+    _save(trainer.model, work / "adapter", {"training.json": summary, "lineage.json": job.lineage})
+    (work / "adapter").replace(out)
+    _sync(out.parent)
+    shutil.rmtree(work)
+
+
+def _work_dir(job: TrainJob, out: Path) -> Path:
+    """The folder `<out>.work` for checkpoints. Those of any other job, or of other pairs, are thrown away."""
+    work = out.with_name(out.name + ".work")
+    content = hashlib.sha256(Path(job.pairs).read_bytes()).hexdigest()
+    identity = json.dumps({**asdict(job), "pairs_sha256": content}, indent=1, sort_keys=True, default=str)
+    marker = work / "job.json"
+    if work.exists() and not (marker.exists() and marker.read_text() == identity):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    marker.write_text(identity)
+    return work
+
+
+def _last_complete(work: Path) -> Path | None:
+    """The newest checkpoint that was written whole; torn ones are removed."""
+    steps = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    for path in steps:
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+    return next((path for path in reversed(steps) if path.exists()), None)
+
+
+def _build(job: TrainJob, pairs: Sequence[Pair], work: Path) -> tuple[Any, Rows]:
+    """The DPO trainer with policy and reference in place, and the rows that it was given."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, PrinterCallback
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(job.base)
+    args = _dpo_config(job, work)
+    rows = prepare_rows(pairs, tokenizer, args.max_length, job.pairs)
+
+    class Trainer(DPOTrainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(train_dataset)
+            return ByLength(rows.lengths, args.per_device_train_batch_size, job.seed)
+
+    model, lora = _policy(job)
+    try:
+        with completion_tokens_only(args.device.type):
+            trainer: Any = Trainer(
+                model=model,
+                args=args,
+                train_dataset=Dataset.from_list(rows.rows),
+                processing_class=tokenizer,
+                peft_config=lora,
+                callbacks=[_callback(job)],
+            )
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"train: {' '.join(str(error).split())}") from None
+    trainer.remove_callback(PrinterCallback)
+    if len(trainer.train_dataset) != len(rows.rows):
+        raise DataError(
+            f"{job.pairs}: TRL took {len(trainer.train_dataset)} of {len(rows.rows)} rows, and not why"
+        )
+    if job.start_adapter is not None and lora is not None:
+        _load_weights(trainer.model, Path(job.start_adapter))
+    return trainer, rows
+
+
+def _dpo_config(job: TrainJob, work: Path) -> Any:
+    """The user's DPOConfig, and under it what the machine and the resuming force."""
+    import torch
+    import trl
+
+    cuda = torch.cuda.is_available()
+    forced: dict[str, Any] = {
+        "use_cpu": not cuda,
+        # On CPU the weights are bf16 themselves, and autocast would only copy them to and fro.
+        "bf16": cuda and torch.cuda.is_bf16_supported() and not job.dpo.get("fp16", False),
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        # Two: a kill in the middle of writing one leaves the other.
+        "save_total_limit": 2,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    if "gradient_checkpointing" not in job.dpo:
+        # It trades a third of the speed for memory, which LoRA on short chats doesn't need.
+        forced["activation_checkpointing"] = False
+    given = {key: value for key, value in job.dpo.items() if key != "model_init_kwargs"}
+    return cast(Any, trl).DPOConfig(**{**forced, **given, "output_dir": str(work), "seed": job.seed})
+
+
+def _policy(job: TrainJob) -> tuple[Any, Any]:
+    """The model to hand to TRL and the LoRA for TRL to put on it: the two decide what the reference is.
+
+    | start | reference | handed over | TRL then compares with |
+    |---|---|---|---|
+    | fresh | either | base + LoraConfig | the base, adapter off |
+    | adapter | start | PeftModel | a frozen copy that it names `ref` |
+    | adapter | base | base + the adapter's LoraConfig, its weights put in later | the base, adapter off |
+    """
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    LoraConfig, PeftModel = cast(Any, peft).LoraConfig, peft.PeftModel
+    cpu_or_new = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    options = {"dtype": torch.bfloat16 if cpu_or_new else torch.float32}
+    options.update(job.dpo.get("model_init_kwargs") or {})
+    base: Any = AutoModelForCausalLM.from_pretrained(job.base, **options)
+    if job.start_adapter is None:
+        return base, LoraConfig(**{**job.lora, "task_type": "CAUSAL_LM"})
+    config: Any = LoraConfig.from_pretrained(job.start_adapter)
+    for key in ("r", "lora_alpha"):
+        if key in job.lora and job.lora[key] != getattr(config, key):
+            has = f"the adapter that is continued ({job.start_adapter}) has {getattr(config, key)}"
+            raise ConfigError(
+                f"train.lora.{key}: {job.lora[key]}, but {has}; start afresh or take that value"
+            )
+    if job.reference == "start":
+        return PeftModel.from_pretrained(base, job.start_adapter, is_trainable=True), None
+    config.inference_mode = False
+    return base, config
+
+
+def _load_weights(model: Any, adapter: Path) -> None:
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    weights: Any = load_peft_weights(str(adapter), device="cpu")
+    result: Any = set_peft_model_state_dict(model, weights)
+    if result.unexpected_keys:
+        raise DataError(f"{adapter}: not an adapter of this base (it has {result.unexpected_keys[0]})")
+
+
+def _callback(job: TrainJob) -> Any:
+    """Logs the first and the last step, checks the first, and checkpoints by the clock."""
+    from transformers import TrainerCallback
+
+    at_reference = job.start_adapter is None or job.reference == "start"
+
+    class Watch(TrainerCallback):
+        saved = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in (1, state.max_steps):
+                control.should_log = True
+            due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
+            if due and "save_strategy" not in job.dpo and state.global_step < state.max_steps:
+                control.should_save = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if at_reference and state.global_step == 1 and "rewards/margins" in logs:
+                check_first_step(sigmoid_term(logs["rewards/margins"]))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            _sync(folder)
+            (folder / COMPLETE).touch()
+            self.saved = time.monotonic()
+
+    return Watch()
+
+
+def sigmoid_term(margin: float) -> float:
+    """DPO's sigmoid loss (nats) at a reward margin; log 2 where the policy is the reference."""
+    return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+
+
+def check_first_step(term: float) -> None:
+    """Raises AlignloopError unless the first step's sigmoid term says that policy and reference are one."""
+    if not abs(term - SIGMOID_AT_REFERENCE) <= SIGMOID_TOLERANCE:
+        raise AlignloopError(
+            f"the first step's sigmoid loss is {term:.3f} where the policy should start at its reference "
+            f"({SIGMOID_AT_REFERENCE:.3f}): look at train.reference and train.lora.init_lora_weights"
+        )
+
+
+def check_canary(model: Any, tokenizer: Any, canary: Sequence[Message]) -> None:
+    """Raises AlignloopError unless the adapter changes the next-token logits (finite) on `canary`."""
+    import torch
+
+    text = render(tokenizer, canary)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
+    model.eval()
+    with torch.inference_mode():
+        on = model(input_ids=ids).logits[0, -1].float()
+        with model.disable_adapter():
+            off = model(input_ids=ids).logits[0, -1].float()
+    if not bool(torch.isfinite(on).all()):
+        raise AlignloopError("after training the logits are not finite; lower train.dpo.learning_rate")
+    if torch.equal(on, off):
+        raise AlignloopError("the adapter changes nothing; raise train.dpo.learning_rate or num_train_epochs")
+
+
+@contextlib.contextmanager
+def completion_tokens_only(device: str) -> Generator[None]:
+    """Lets TRL's fused head score completion tokens only on CPU too; losses stay the same to the last digit.
+
+    Without Triton TRL scores every position, prompt and padding included, so that shapes stay fixed for
+    compilers that need it. A CPU doesn't compile, and pays twice the time (`benchmarks/dpo.py`). This makes
+    the one place that asks (`add_fused_lm_head`) hear yes; the kernels ask by their own name and keep their
+    own answer. To be offered upstream as `device.type in ("cpu", "cuda", "xpu")`; the name is private,
+    hence the guard, and a TRL without it is merely slower.
+    """
+    import trl
+    import trl.trainer.utils as fused
+
+    known = trl.__version__.startswith("1.16.") and hasattr(fused, "_use_triton")
+    if device != "cpu" or not known:
+        yield
+        return
+    holder: Any = fused
+    original = holder._use_triton
+    holder._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        holder._use_triton = original
+
+
+# --- what is left on disk -------------------------------------------------------------------------------
+
+
+def _summary(
+    history: Sequence[Mapping[str, Any]], rows: Rows, rows_in: int, seconds: float, resumed: int
+) -> dict[str, Any]:
+    """training.json: `tokens` counts prompt and completion of both sides without padding, in this process."""
+    steps = [dict(row) for row in history if "loss" in row]
+    tokens = int(max((row["num_tokens"] for row in steps if row["step"] > resumed), default=0))
+    first = next((row for row in steps if row["step"] == 1), {})
+    return {
+        "rows_in": rows_in,
+        "rows_trained": len(rows.rows),
+        "rows_dropped": rows.dropped,
+        "rows_truncated": rows.truncated,
+        "first_step_sigmoid": sigmoid_term(first["rewards/margins"]) if first else None,
+        "final": steps[-1] if steps else {},
+        "steps": steps,
+        "resumed_from_step": resumed,
+        "seconds": round(seconds, 2),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def _save(model: Any, folder: Path, extra: Mapping[str, Mapping[str, Any]]) -> None:
+    """Saves the adapter (never the frozen `ref`) and the JSON files of `extra`, down to the disk."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    model.save_pretrained(str(folder), selected_adapters=["default"])
+    for name, content in extra.items():
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that `folder` and what lies directly in it is on disk."""
+    for path in [*(path for path in folder.iterdir() if path.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_job(folder: Path) -> TrainJob:
+    """Reads `folder`/job.json. Raises DataError where it is missing or not a TrainJob."""
+    path = folder / "job.json"
+    try:
+        return TrainJob(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a training job ({error})") from None
+
+
+def _quiet() -> None:
+    """Keeps the log of a run free of progress bars; a person at a terminal still sees them."""
+    import datasets
+    from transformers.utils import logging
+
+    # Deprecations inside TRL and transformers are theirs to mend, not the user's.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+
+
+def _one_gpu() -> None:
+    """TRL refuses several visible GPUs without a launcher: this process takes the first."""
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the job in folder `argv[0]`. Returns 0, or 1 with one line on stderr for an error of ours."""
+    if len(argv) != 1:
+        print("usage: python -m loop.training JOB_DIR", file=sys.stderr)
+        return 1
+    try:
+        _one_gpu()
+        _quiet()
+        train(read_job(Path(argv[0])))
+    except AlignloopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
