@@ -1,0 +1,165 @@
+"""The command line: verbs become calls, errors become one line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.errors import AlignloopError
+
+app = typer.Typer(
+    name="alignloop",
+    help="Superalignment you can run: an attacker, a learner and a critic improve a model, and held-out evals "
+    "with a gate say whether they did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Arguments = Annotated[
+    list[str],
+    typer.Argument(
+        help="Config files, merged left to right, then key=value overrides.", metavar="CONFIG… [KEY=VALUE…]"
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory, such as runs/demo.", metavar="RUN")]
+
+
+@app.command()
+def run(
+    arguments: Arguments,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Validate everything and count calls, tokens and time; load no weights."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Runs the loop, or resumes it: attack, answer, critique, revise, pair, train, evaluate, gate.
+
+    Example: alignloop run configs/demo.yaml name=mine iterations=3 train.dpo.beta=0.2
+    """
+    from loop.config import load_config
+    from loop.session import open_session, prepare
+
+    tree = load_config(arguments)
+    if dry_run:
+        from loop.plan import print_plan
+
+        print_plan(prepare(tree))
+        return
+    from loop.iteration import improve
+    from loop.report import write_report
+
+    session = open_session(tree, sys.argv)
+    improve(session)
+    write_report(session.run)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="hf:org/name@revision, path:folder (a model or an adapter), pypi:…, or runs/NAME@ITERATION."
+        ),
+    ],
+    suites: Annotated[str, typer.Option(help="Comma-separated: safety, overrefusal, toxicity, legal.")] = (
+        "safety,overrefusal,toxicity,legal"
+    ),
+    split: Annotated[str, typer.Option(help="dev, or test (open it once, for a report).")] = "dev",
+    limit: Annotated[int | None, typer.Option(help="At most so many items of each suite.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for verdicts.jsonl and results.json.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Scores a model on the held-out suites; a rerun with the same --out resumes.
+
+    Example: alignloop eval runs/demo@2 --suites safety,overrefusal --split test
+    """
+    from loop.heldout.evaluation import evaluate_model
+    from loop.report.tables import print_results
+
+    folder, results = evaluate_model(model, suites.split(","), split, limit, out)
+    print_results(results, str(folder))
+
+
+@app.command()
+def show(
+    run_path: RunPath,
+    id: Annotated[
+        str,
+        typer.Argument(
+            help="An attack, completion, critique or pair: its id or the beginning of it.", metavar="ID"
+        ),
+    ],
+    debug: Debug = False,
+) -> None:
+    """One attack's whole story: seed, query, answers, critiques, revision, pair.
+
+    Example: alignloop show runs/demo attack-1f0c
+    """
+    from loop.report.story import print_story
+
+    print_story(run_path, id)
+
+
+@app.command()
+def config(arguments: Arguments, debug: Debug = False) -> None:
+    """Prints the config that the arguments make, every default filled in; secrets stay references.
+
+    Example: alignloop config configs/demo.yaml train.dpo.beta=0.2
+    """
+    from omegaconf import OmegaConf
+
+    from loop.config import as_object, load_config
+
+    tree = load_config(arguments)
+    as_object(tree)
+    typer.echo(OmegaConf.to_yaml(tree, resolve=False), nl=False)
+
+
+@app.command()
+def assets(
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is not cached yet.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Lists the models and data that come with their sources, licences and citations.
+
+    Example: alignloop assets --fetch
+    """
+    from loop.report.tables import print_assets
+
+    print_assets(fetch)
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Says what this machine has, what is missing, and the command that mends it.
+
+    Example: alignloop doctor
+    """
+    from loop.doctor import print_checkup
+
+    raise typer.Exit(0 if print_checkup() else 1)
+
+
+def main() -> None:
+    """Runs the command line; an error that a person can mend is one line and its exit code."""
+    try:
+        app()
+    except AlignloopError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"alignloop: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("alignloop: interrupted; the same command resumes", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A finished or half-finished run, read back from its files alone: no role, no model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.errors import DataError
+from loop.records import EvalResult, Verdict, read_jsonl
+from loop.rundir import RunDir, read_json, replacing
+
+# Of each suite the figures that a reader wants first, and which way is better.
+HEADLINES: tuple[tuple[str, str, str], ...] = (
+    ("safety", "harmful_compliance", "lower"),
+    ("safety", "refusal", "higher"),
+    ("overrefusal", "refusal", "lower"),
+    ("overrefusal", "helpfulness", "higher"),
+    ("overrefusal", "twin_discrimination", "higher"),
+    ("toxicity", "mean", "lower"),
+    ("toxicity", "expected_max", "lower"),
+    ("legal", "accuracy", "higher"),
+    ("legal", "gold_logprob", "higher"),
+)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration left behind; parts that are not there yet are empty."""
+
+    number: int
+    results: Sequence[EvalResult]
+    gate: Mapping[str, Any]
+    audit: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    def value(self, suite: str, metric: str) -> EvalResult | None:
+        """The result of a metric over all categories."""
+        wanted = (suite, metric, "all")
+        return next((row for row in self.results if (row.suite, row.metric, row.category) == wanted), None)
+
+
+def read_run(run: RunDir) -> list[Iteration]:
+    """All iterations of a run, the baseline first. Raises DataError where there is no run."""
+    if not run.path("manifest.json").exists():
+        raise DataError(f"{run.root}: no run here (it has no manifest.json)")
+    return [_iteration(path) for path in sorted(run.root.glob("iterations/*"))]
+
+
+def _iteration(folder: Path) -> Iteration:
+    results = folder / "heldout" / "results.json"
+    return Iteration(
+        number=int(folder.name),
+        results=[EvalResult(**row) for row in read_json(results)] if results.exists() else [],
+        gate=_optional(folder / "gate.json"),
+        audit=_optional(folder / "pair_audit.json"),
+        training=_optional(folder / "adapter" / "training.json"),
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def timings(run: RunDir) -> list[dict[str, Any]]:
+    """Seconds, rows and tokens of each stage, in the order in which they ended."""
+    path = run.path("timings.jsonl")
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
+
+
+def before_and_after(run: RunDir) -> tuple[Verdict, Verdict] | None:
+    """The held-out safety item whose judged compliance fell most from the baseline to the last iteration."""
+    measured = sorted(run.root.glob("iterations/*/heldout/verdicts.jsonl"))
+    if len(measured) < 2:
+        return None
+    first, last = (
+        {row.item_id: row for row in read_jsonl(path, Verdict) if row.metric == "harmful_compliance"}
+        for path in (measured[0], measured[-1])
+    )
+    fallen = [
+        (before.score - after.score, item)
+        for item, before in first.items()
+        if (after := last.get(item)) and before.score is not None and after.score is not None
+    ]
+    return (first[max(fallen)[1]], last[max(fallen)[1]]) if fallen else None
+
+
+def write_metrics(run: RunDir) -> None:
+    """metrics.jsonl: one line for each figure of each iteration, made anew from the stage files."""
+    with replacing(run.path("metrics.jsonl")) as beside, beside.open("w", encoding="utf-8") as file:
+        for iteration in read_run(run):
+            for row in iteration.results:
+                line = {
+                    "iteration": iteration.number,
+                    "name": f"{row.suite}.{row.metric}",
+                    "category": row.category,
+                }
+                line |= {"value": row.value, "ci_low": row.ci_low, "ci_high": row.ci_high, "n": row.n}
+                file.write(json.dumps(line) + "\n")
+            for name, group in (
+                ("pairs", iteration.audit.get("pairs", {})),
+                ("training", iteration.training),
+            ):
+                for key, value in group.items():
+                    if isinstance(value, int | float):
+                        file.write(
+                            json.dumps(
+                                {"iteration": iteration.number, "name": f"{name}.{key}", "value": value}
+                            )
+                            + "\n"
+                        )

@@ -1,0 +1,273 @@
+"""A run that is open: its config, directory, roles, seeds and engines, and where its time goes."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from loop import __version__
+from loop.assets import digest_of, model_dir
+from loop.config import SEATS, WHERE_IT_RUNS, Config, ModelConfig, as_object, build, is_secret, source_digest
+from loop.engines import Engine, Sampling
+from loop.errors import ConfigError
+from loop.interfaces import Context, Metered, Usage, bind
+from loop.partition import draw, load_partition
+from loop.records import DOMAINS, Seed, read_jsonl, stable_hash
+from loop.rundir import RunDir, append_line, claim, log, read_json, replacing
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy at some point of a run: the iteration that made it (0: the base) and its adapter."""
+
+    number: int
+    adapter: str | None
+    name: str
+
+
+@dataclass
+class Engines:
+    """The models of a run, each loaded when it is first asked for and shared by all roles that name it."""
+
+    models: Mapping[str, ModelConfig]
+    loaded: dict[str, Engine] = field(default_factory=dict[str, Engine])
+
+    def get(self, name: str) -> Engine:
+        """The engine of `models.<name>`."""
+        if name not in self.loaded:
+            entry = self.models[name]
+            path = str(model_dir(entry.weights))
+            self.loaded[name] = build(entry.engine, f"models.{name}.engine", path, model=name)
+        return self.loaded[name]
+
+    def close(self) -> None:
+        """Gives the memory of all of them back."""
+        for engine in self.loaded.values():
+            engine.close()
+        self.loaded.clear()
+
+
+@dataclass
+class Meter:
+    """What a stage tells as it goes: rows done, and what its engines were asked for."""
+
+    advance: Callable[[int], None]
+    elapsed: Callable[[], float]
+    usage: Usage
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every stage needs, and nothing that changes while a run lasts."""
+
+    config: Config
+    run: RunDir
+    roles: Mapping[str, Any]
+    seeds: Mapping[str, list[Seed]]
+    engines: Engines
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The content digest of each model's weights."""
+        return {name: digest_of(entry.weights) for name, entry in self.config.models.items()}
+
+    def weights(self) -> Path:
+        """The folder of the policy's base model."""
+        return model_dir(self.config.models[self.config.policy].weights)
+
+    def policy(self, number: int) -> Policy:
+        """The policy that iteration `number` made (0: the base model)."""
+        base = f"{self.config.policy}@{self.digests[self.config.policy][:12]}"
+        if number == 0:
+            return Policy(0, None, base)
+        adapter = self.run.iteration(number) / "adapter"
+        return Policy(number, str(adapter), f"{base}+{_digest(adapter / 'adapter_model.safetensors')[:12]}")
+
+    def policy_before(self, number: int) -> Policy:
+        """The policy last promoted before iteration `number`."""
+        promoted = [
+            done
+            for done in self.run.finished()
+            if done < number and read_json(self.run.iteration(done) / "gate.json")["promoted"]
+        ]
+        return self.policy(max(promoted, default=0))
+
+    def context(self, seat: str, policy: Policy, iteration: int, stage: str, usage: Usage) -> Context:
+        """What the role in `seat` is handed in `stage`; `stage` also keys its randomness."""
+        role = getattr(self.config.roles, seat)
+        on_policy = role.model in ("policy", self.config.policy)
+        name = self.config.policy if on_policy else role.model
+        with_adapter = role.model == "policy"
+        return bind(
+            Metered(self.engines.get(name), usage),
+            Sampling(**asdict(role.sampling)),
+            policy.adapter if with_adapter else None,
+            key=(self.config.seed, iteration, stage),
+            system=self.config.system,
+            model=policy.name if with_adapter else f"{name}@{self.digests[name][:12]}",
+        )
+
+    @contextmanager
+    def stage(self, iteration: int, name: str, total: int | None = None) -> Generator[Meter]:
+        """Times a stage and shows its progress; one line goes to the log, one to timings.jsonl."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn(f"iteration {iteration}  {name:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        start, usage = perf_counter(), Usage()
+        task = bar.add_task(name, total=total, rate="")
+
+        def advance(count: int) -> None:
+            meter.rows += count
+            rate = meter.rows / (perf_counter() - start)
+            bar.update(task, advance=count, rate=f"{rate:.1f}/s")
+
+        meter = Meter(advance, lambda: perf_counter() - start, usage)
+        with bar:
+            yield meter
+        seconds = perf_counter() - start
+        line: dict[str, Any] = {"iteration": iteration, "stage": name, "rows": meter.rows}
+        line |= {"seconds": round(seconds, 3), "engine_seconds": round(usage.seconds, 3)}
+        append_line(self.run.path("timings.jsonl"), line | {"calls": usage.calls, "tokens": usage.tokens})
+        log(self.run, f"iteration {iteration}  {name:<10} {meter.rows:>7} rows  {seconds:8.1f} s")
+
+
+def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
+    """Validates everything, claims the run directory and builds the roles; loads no weights."""
+    session = prepare(tree)
+    claim(session.run, parts_of(session), {"models": session.digests}, argv)
+    with replacing(session.run.path("config.yaml")) as beside:
+        beside.write_text(OmegaConf.to_yaml(tree, resolve=False), encoding="utf-8")
+    _write_ledger(session)
+    return session
+
+
+def prepare(tree: DictConfig) -> Session:
+    """All that can be checked without weights and without writing anything."""
+    from loop import training
+    from loop.heldout.suites import SUITES
+
+    config = as_object(tree)
+    training.validate(config.train.dpo, config.train.lora)
+    for suite in {*config.heldout.suites, *config.heldout.limit, *config.heldout.samples}:
+        if suite not in SUITES:
+            raise ConfigError(f"heldout: no suite {suite!r}; there are {', '.join(SUITES)}")
+    roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}
+    for seat, role in roles.items():
+        _check_needs(seat, role, config)
+    return Session(
+        config=config,
+        run=RunDir(Path(config.runs) / config.name),
+        roles=roles,
+        seeds=_seeds(config),
+        engines=Engines(config.models),
+    )
+
+
+def _check_needs(seat: str, role: Any, config: Config) -> None:
+    """A role that needs hidden states is refused on an engine that has none, before anything is loaded."""
+    from loop.config import load_target
+
+    model = getattr(config.roles, seat).model
+    name = config.policy if model == "policy" else model
+    target = config.models[name].engine.target
+    offered = getattr(load_target(target, f"models.{name}.engine.target"), "capabilities", None)
+    # An engine whose class says nothing (a property, a function) shows what it has when it is asked.
+    declared = isinstance(offered, frozenset | set)
+    lacking = sorted(str(need) for need in getattr(role, "needs", frozenset()) - offered) if declared else []
+    if lacking:
+        raise ConfigError(f"roles.{seat}: needs {', '.join(lacking)}, which {target} (models.{name}) lacks")
+
+
+def _seeds(config: Config) -> dict[str, list[Seed]]:
+    """The human rows that this run may use, by use: drawn within their budgets, the user's own added."""
+    budgets = {
+        use: getattr(config.seeds, use) for use in ("harmful", "benign", "toxicity", "legal", "critic")
+    }
+    seeds: dict[str, list[Seed]] = {use: [] for use in budgets}
+    if any(budgets.values()):
+        rows = load_partition().seeds
+        seeds = {use: draw(rows[use], budget, config.seed) for use, budget in budgets.items()}
+    for file in config.seeds.files:
+        if not Path(file).is_file():
+            raise ConfigError(f"seeds.files: no such file {file!r}")
+        for seed in read_jsonl(Path(file), Seed):
+            seeds[_use_of(seed, file)].append(seed)
+    return seeds
+
+
+def _use_of(seed: Seed, file: str) -> str:
+    if seed.domain not in DOMAINS:
+        raise ConfigError(f"{file}: seed {seed.id} has domain {seed.domain!r}; known: {', '.join(DOMAINS)}")
+    if seed.label is not None:
+        return "critic"
+    return {"safety": "harmful"}.get(seed.domain, seed.domain)
+
+
+def parts_of(session: Session) -> dict[str, Any]:
+    """All that changes results, by dotted name: what a rerun must share with the run it takes up."""
+    config = asdict(session.config)
+    for key in (*WHERE_IT_RUNS, "models"):  # of a model only its content counts, not its place or engine
+        del config[key]
+    prompts = Path(str(resources.files("prompts")))
+    args = [value for seat in SEATS for value in getattr(session.config.roles, seat).args.values()]
+    own = {value for value in args if isinstance(value, str) and value.endswith(".md")}
+    return {
+        "version": __version__,
+        **{f"config.{key}": value for key, value in _flat(config) if not is_secret(key)},
+        **{f"weights.{name}": digest for name, digest in session.digests.items()},
+        **{f"code.roles.{seat}": source_digest(getattr(session.config.roles, seat).target) for seat in SEATS},
+        **{f"seeds.{use}": _rows_digest(rows) for use, rows in session.seeds.items()},
+        **{f"prompts.{path.relative_to(prompts)}": _digest(path) for path in sorted(prompts.rglob("*.md"))},
+        **{f"prompts.{name}": _digest(Path(name)) for name in sorted(own) if Path(name).is_file()},
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _rows_digest(rows: Sequence[Seed]) -> str:
+    return f"{len(rows)} rows, {stable_hash([asdict(row) for row in rows]):016x}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _write_ledger(session: Session) -> None:
+    """Which human label is used for what. Derived from config and seeds, so it is written anew each time."""
+    uses = {"critic.fit": session.seeds["critic"]}
+    if session.config.heldout.suites:
+        uses["judge.fit"] = load_partition().seeds["judge"]
+    rows = [
+        {"seed_id": seed.id, "use": use, "label": seed.label, "source": seed.source}
+        for use, seeds in uses.items()
+        for seed in seeds
+    ]
+    with replacing(session.run.path("ledger.jsonl")) as beside:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        beside.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,163 @@
+"""The attacker: writes new queries from sampled seeds, harmful and harmless ones in the same forms."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from loop.interfaces import Context
+from loop.overlap import normalise
+from loop.prompts import fill, load_prompt
+from loop.records import Attack, Message, Seed, new_id
+
+# "Write a tutorial on how to sharpen a knife" asks how to sharpen a knife: put as a question, it says so.
+_HOW_TO = re.compile(
+    r"^(?:\w+ ){1,6}?(?:(?:on|for|explaining|about) )?how to (?P<goal>.{12,})$", re.IGNORECASE
+)
+_JUDGED = ("safety", "benign")
+_NUMBERING = re.compile(r"^[\s\d.)\-*\"'“”]+|[\s.\"'“”]+$")
+
+
+@dataclass(frozen=True)
+class FewShotAttacker:
+    """Perez et al. 2022: a numbered list of sampled seeds, the next number left open.
+
+    A share `verbatim` of the attacks are the seeds' own goals; for the others the model writes `candidates`
+    and the one that is most clearly of its kind is kept. Of which kind a goal is, a linear probe on the
+    hidden states of `layer`, fitted on the seeds, says; where it contradicts what the seeds intend, `harmful`
+    is null, and the query trains nothing. Every goal of the domains safety and benign is put into a form
+    (imperative, question, first person) that is drawn from the same distribution on both sides.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"generate", "hidden_states"})
+
+    prompt: str = "attacker/few_shot"
+    forms: str = "attacker/forms"
+    shots: int = 6
+    candidates: int = 4
+    verbatim: float = 0.3
+    min_words: int = 3
+    max_words: int = 30
+    layer: int = 14
+
+    def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
+        """At most one attack for each seed, in their order; seeds of the same kind serve as its examples."""
+        written = self._write(seeds, ctx)
+        chances = self._harm_chances(seeds, [goal for goals in written for goal in goals], ctx)
+        attacks: list[Attack] = []
+        taken: set[str] = set()
+        for seed, goals in zip(seeds, written, strict=True):
+            goals = [goal for goal in goals if normalise(goal) not in taken]
+            if not goals:
+                continue
+            goal = max(goals, key=lambda goal: _clarity(seed, chances.get(goal)))
+            taken.add(normalise(goal))
+            own = goal == _clean(seed.prompt)
+            unclear = not own and _clarity(seed, chances.get(goal)) < 0.5
+            attacks.append(self._as_attack(seed, goal, "seed" if own else "few-shot", unclear, ctx))
+        return attacks
+
+    def _write(self, seeds: Sequence[Seed], ctx: Context) -> list[list[str]]:
+        """For each seed the goals to choose from: its own, or those that the model wrote."""
+        pools: dict[tuple[Any, ...], list[str]] = {}
+        for seed in seeds:
+            pool = pools.setdefault(_kind(seed), [])
+            if seed.prompt not in pool:
+                pool.append(seed.prompt)
+        goals = [[_clean(seed.prompt)] for seed in seeds]
+        asked = [
+            slot
+            for slot, seed in enumerate(seeds)
+            if seed.options is None and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
+        ]
+        prompt = load_prompt(self.prompt)
+        chats = [
+            prompt.render(
+                kind=prompt.meta["kinds"][seeds[slot].domain],
+                examples=self._examples(slot, seeds[slot], pools[_kind(seeds[slot])], ctx),
+            )
+            for slot in asked
+        ]
+        copies = {normalise(text) for pool in pools.values() for text in pool}
+        groups = ctx.generate(chats, n=self.candidates, stop=("\n",)) if chats else []
+        for slot, group in zip(asked, groups, strict=True):
+            fresh = (_clean(sample.text or "") for sample in group)
+            goals[slot] = [goal for goal in fresh if self._usable(goal) and normalise(goal) not in copies]
+        return goals
+
+    def _examples(self, slot: int, seed: Seed, pool: Sequence[str], ctx: Context) -> list[str]:
+        """Seeds of one kind, the slot's own last: the nearest example has the most say."""
+        others = [text for text in pool if text != seed.prompt]
+        drawn = ctx.rng("examples", slot, seed.id).sample(others, min(self.shots - 1, len(others)))
+        return [*drawn, seed.prompt]
+
+    def _usable(self, goal: str) -> bool:
+        return self.min_words <= len(goal.split()) <= self.max_words
+
+    def _harm_chances(self, seeds: Sequence[Seed], goals: Sequence[str], ctx: Context) -> dict[str, float]:
+        """The probability that each goal is harmful; empty where the seeds are all of one kind."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        known = {_clean(seed.prompt): bool(seed.harmful) for seed in seeds if seed.domain in _JUDGED}
+        if len(set(known.values())) < 2 or not goals:
+            return {}
+        labels = np.array(list(known.values()))
+        states = ctx.hidden_states([*known, *goals], self.layer)
+        probe = make_pipeline(
+            StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)
+        )
+        probe.fit(states[: len(labels)], labels)
+        found = probe.predict_proba(states[len(labels) :])[:, 1]
+        return {goal: float(chance) for goal, chance in zip(goals, found, strict=True)}
+
+    def _as_attack(self, seed: Seed, goal: str, strategy: str, unclear: bool, ctx: Context) -> Attack:
+        text, form = self._in_form(seed, goal, ctx)
+        return Attack(
+            id=new_id("attack", ctx.iteration, text),
+            iteration=ctx.iteration,
+            seed_id=seed.id,
+            family="zero-shot",
+            strategy=f"{strategy}/{form}",
+            domain=seed.domain,
+            category=seed.category,
+            harmful=None if unclear else seed.harmful,
+            turns=[Message(role="user", content=text)],
+            model=ctx.model,
+            options=seed.options,
+            gold=seed.gold,
+        )
+
+    def _in_form(self, seed: Seed, goal: str, ctx: Context) -> tuple[str, str]:
+        """The query that asks for `goal`, and the name of its form."""
+        forms = load_prompt(self.forms).meta
+        if seed.options is not None:
+            return fill(forms["options"], goal=seed.prompt, options=seed.options), "options"
+        if seed.domain == "toxicity":
+            return fill(forms["continuation"], goal=goal), "continuation"
+        entries: list[dict[str, Any]] = forms["forms"]
+        weights = [entry["weight"] for entry in entries]
+        form = ctx.rng("form", seed.id, goal).choices(entries, weights)[0]
+        if form["name"] != "imperative" and (match := _HOW_TO.match(goal)):
+            goal = match["goal"]
+        return fill(form["text"], goal=goal), form["name"]
+
+
+def _clarity(seed: Seed, chance: float | None) -> float:
+    """How surely a goal is of the kind that its seed intends; 1 where nothing speaks against it."""
+    if chance is None or seed.domain not in _JUDGED:
+        return 1.0
+    return chance if seed.harmful else 1 - chance
+
+
+def _kind(seed: Seed) -> tuple[Any, ...]:
+    return seed.domain, seed.harmful, seed.options is None
+
+
+def _clean(text: str) -> str:
+    """The goal without list numbers, quotes and full stop, its first letter lower unless in an acronym."""
+    goal = _NUMBERING.sub("", text.strip())
+    return goal[:1].lower() + goal[1:] if not goal[1:2].isupper() else goal
