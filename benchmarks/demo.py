@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="a run directory, such as runs/demo")
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"), help="default: runs/demo")
     path = parser.parse_args().run / "timings.jsonl"
     if not path.is_file():
         sys.exit(f"{path}: no such file; give the directory of a run that was started")

@@ -3,7 +3,8 @@
 A learner that meets harm in one form only learns to refuse the form. Prints the cross-validated AUC, n and
 the strongest features of a logistic classifier that sees form alone (first two words, last character, length
 in words, first person) at telling harmful from benign training queries; the interval is a 95 % bootstrap over
-queries. Near 0.5 is the aim, above 0.65 an alarm.
+queries. Near 0.5 is the aim (pooled folds lie a little below it where form tells nothing), above 0.65 an
+alarm.
 """
 
 import re
@@ -24,7 +25,7 @@ from loop.records import Attack, read_jsonl
 
 SEEDS = 5
 FOLDS = 5
-RESAMPLES = 2000
+RESAMPLES = 1000
 RARE = 4  # an opening seen less often than this is pooled: it would only name single queries
 SHOWN = 5
 AIM, ALARM = 0.55, 0.65
@@ -50,13 +51,13 @@ def classifier() -> object:
     return make_pipeline(DictVectorizer(), MaxAbsScaler(), LogisticRegression(max_iter=1000))
 
 
-def interval(truth: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval over queries of the AUC of `found`, the mean score of all seeds."""
+def interval(truth: np.ndarray, scores: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The 95 % bootstrap interval over queries of the AUC, the mean over the seeds' `scores`."""
     rng, drawn = np.random.default_rng(0), []
     while len(drawn) < RESAMPLES:
         rows = rng.integers(len(truth), size=len(truth))
         if 0 < truth[rows].sum() < len(rows):
-            drawn.append(roc_auc_score(truth[rows], found[rows]))
+            drawn.append(np.mean([roc_auc_score(truth[rows], found[rows]) for found in scores]))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
@@ -79,9 +80,11 @@ def report(name: str, attacks: Sequence[Attack]) -> None:
         for seed in range(SEEDS)
     ]
     aucs = [roc_auc_score(truth, found) for found in scores]
-    low, high = interval(truth, np.mean(scores, axis=0))
+    low, high = interval(truth, scores)
     auc = float(np.mean(aucs))
-    word = "ALARM" if auc > ALARM else "near chance" if auc <= AIM else "watch it"
+    word = "near chance" if auc <= AIM else "between aim and alarm"
+    if auc > ALARM:
+        word = "ALARM" if low > 0.5 else "above the alarm, but too few to tell from chance"
     print(
         f"{name}: AUC {auc:.3f} [{low:.3f}, {high:.3f}] ({word}), seeds {min(aucs):.3f} to {max(aucs):.3f}, "
         f"n {len(truth)} ({truth.sum()} harmful, {(~truth).sum()} benign)"

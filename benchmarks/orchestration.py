@@ -4,8 +4,8 @@
 
 Every stage from attack to pair runs as in a real run, on the real files, with the default chunk; engine and
 roles answer at once. Each size has a process of its own, so that its peak memory is its own. Time should grow
-with the number of attacks, memory should not: what stays is eight bytes of hash for each query, by which its
-copies are known. Needs Linux (/proc).
+with the number of attacks, memory should not: what stays is a hash of each query, by which its copies are
+known: some hundred bytes. Needs Linux (/proc).
 """
 
 import argparse
@@ -194,9 +194,7 @@ def main() -> None:
         more, longer = after["attacks"] / before["attacks"], after["seconds"] / before["seconds"]
         growth = after["peak"] - before["peak"]
         per = growth * 2**20 / (after["attacks"] - before["attacks"])
-        print(
-            f"{more:.0f} × the attacks: {longer:.1f} × the time, {growth:+.1f} MiB ({per:.0f} bytes an attack)"
-        )
+        print(f"{more:.0f} × the attacks: {longer:.1f} × the time, {growth:+.1f} MiB ({per:.0f} bytes each)")
 
 
 def _print(row: dict[str, float]) -> None:

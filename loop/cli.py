@@ -10,8 +10,8 @@ from loop.errors import AlignloopError
 
 app = typer.Typer(
     name="alignloop",
-    help="Superalignment you can run: an attacker, a learner and a critic improve a model, and held-out evals "
-    "with a gate say whether they did.",
+    help="Superalignment you can run: an attacker, a learner and a critic improve a model, and held-out "
+    "evals with a gate say whether they did.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -156,6 +156,11 @@ def main() -> None:
             raise
         typer.echo(f"alignloop: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that can't be written: for the person to mend
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"alignloop: {' '.join(str(error).split())}; --debug shows where", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("alignloop: interrupted; the same command resumes", err=True)
         sys.exit(130)

@@ -32,7 +32,11 @@ class PromptFile:
     turns: tuple[tuple[str, str], ...] = ()
 
     def render(self, **variables: object) -> list[Message]:
-        """The chat with `variables` filled in; a variable that the template lacks is an error."""
+        """The chat with `variables` filled in. Raises ConfigError for one that is needed and not given."""
+        if lacking := sorted(set(self.meta.get("needs", ())) - set(variables)):
+            raise ConfigError(
+                f"prompt {self.name!r} needs {', '.join(lacking)}, which its role does not give"
+            )
         return [
             Message(role=role, content=_render(text, f"prompt {self.name!r}", variables).strip())
             for role, text in self.turns

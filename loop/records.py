@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
@@ -170,7 +170,7 @@ Record = TypeVar("Record", Seed, Attack, Completion, Critique, Pair, Verdict, Ev
 
 def to_line(record: Any) -> str:
     """One JSON line; every field is written, so that `datasets` sees the same columns in every row."""
-    return json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(vars(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from loop.config import SEATS, WHERE_IT_RUNS, Config, ModelConfig, as_object, bu
 from loop.engines import Engine, Sampling
 from loop.errors import ConfigError
 from loop.interfaces import Context, Metered, Usage, bind
+from loop.overlap import OverlapIndex, normalise
 from loop.partition import draw, load_partition
 from loop.records import DOMAINS, Seed, read_jsonl, stable_hash
 from loop.rundir import RunDir, append_line, claim, log, read_json, replacing
@@ -75,6 +77,7 @@ class Session:
     roles: Mapping[str, Any]
     seeds: Mapping[str, list[Seed]]
     engines: Engines
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -154,7 +157,12 @@ class Session:
 def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
     """Validates everything, claims the run directory and builds the roles; loads no weights."""
     session = prepare(tree)
-    claim(session.run, parts_of(session), {"models": session.digests}, argv)
+    claim(
+        session.run,
+        parts_of(session),
+        {"models": session.digests, "dropped": dict(sorted(session.dropped.items()))},
+        argv,
+    )
     with replacing(session.run.path("config.yaml")) as beside:
         beside.write_text(OmegaConf.to_yaml(tree, resolve=False), encoding="utf-8")
     _write_ledger(session)
@@ -164,13 +172,11 @@ def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
 def prepare(tree: DictConfig) -> Session:
     """All that can be checked without weights and without writing anything."""
     from loop import training
-    from loop.heldout.suites import SUITES
 
     config = as_object(tree)
     training.validate(config.train.dpo, config.train.lora)
-    for suite in {*config.heldout.suites, *config.heldout.limit, *config.heldout.samples}:
-        if suite not in SUITES:
-            raise ConfigError(f"heldout: no suite {suite!r}; there are {', '.join(SUITES)}")
+    _check_evals(config)
+    seeds, dropped = _seeds(config)
     roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}
     for seat, role in roles.items():
         _check_needs(seat, role, config)
@@ -178,9 +184,29 @@ def prepare(tree: DictConfig) -> Session:
         config=config,
         run=RunDir(Path(config.runs) / config.name),
         roles=roles,
-        seeds=_seeds(config),
+        seeds=seeds,
         engines=Engines(config.models),
+        dropped=dropped,
     )
+
+
+def _check_evals(config: Config) -> None:
+    """Suites, metrics and the gate must exist and fit each other, and no judge may be the critic."""
+    from loop.heldout.suites import BETTER, SUITES
+
+    for suite in {*config.heldout.suites, *config.heldout.limit, *config.heldout.samples}:
+        if suite not in SUITES:
+            raise ConfigError(f"heldout: no suite {suite!r}; there are {', '.join(SUITES)}")
+    gated = {"gate.primary": config.gate.primary} | {
+        f"gate.margins.{name}": name for name in config.gate.margins
+    }
+    for key, name in gated.items():
+        if name not in BETTER:
+            raise ConfigError(f"{key}: no metric {name!r}; there are {', '.join(BETTER)}")
+        if name.split(".")[0] not in config.heldout.suites:
+            raise ConfigError(f"{key}: {name} is not measured; add its suite to heldout.suites")
+    if config.roles.critic.target.startswith("loop.heldout."):
+        raise ConfigError("roles.critic.target: a judge must not be the critic; name another class")
 
 
 def _check_needs(seat: str, role: Any, config: Config) -> None:
@@ -198,21 +224,38 @@ def _check_needs(seat: str, role: Any, config: Config) -> None:
         raise ConfigError(f"roles.{seat}: needs {', '.join(lacking)}, which {target} (models.{name}) lacks")
 
 
-def _seeds(config: Config) -> dict[str, list[Seed]]:
-    """The human rows that this run may use, by use: drawn within their budgets, the user's own added."""
+def _seeds(config: Config) -> tuple[dict[str, list[Seed]], Counter[str]]:
+    """The human rows that this run may use, by use, and how many were dropped for which reason.
+
+    Each use is drawn within its budget; the user's own rows are added, less those near a held-out item.
+    Raises ConfigError for a labelled row that a judge is fitted on.
+    """
     budgets = {
         use: getattr(config.seeds, use) for use in ("harmful", "benign", "toxicity", "legal", "critic")
     }
     seeds: dict[str, list[Seed]] = {use: [] for use in budgets}
-    if any(budgets.values()):
-        rows = load_partition().seeds
-        seeds = {use: draw(rows[use], budget, config.seed) for use, budget in budgets.items()}
+    dropped: Counter[str] = Counter()
+    if not any(budgets.values()) and not config.seeds.files:
+        return seeds, dropped
+    partition = load_partition()
+    dropped.update(f"{row.use}: {row.reason}" for row in partition.dropped)
+    for use, budget in budgets.items():
+        if budget > len(partition.seeds[use]):
+            raise ConfigError(f"seeds.{use}: {budget} rows asked for, there are {len(partition.seeds[use])}")
+        seeds[use] = draw(partition.seeds[use], budget, config.seed)
+    held_out = OverlapIndex([item.prompt for items in partition.items.values() for item in items])
+    judged = {(normalise(row.prompt), normalise(row.response or "")) for row in partition.seeds["judge"]}
     for file in config.seeds.files:
         if not Path(file).is_file():
             raise ConfigError(f"seeds.files: no such file {file!r}")
         for seed in read_jsonl(Path(file), Seed):
-            seeds[_use_of(seed, file)].append(seed)
-    return seeds
+            if (normalise(seed.prompt), normalise(seed.response or "")) in judged:
+                raise ConfigError(f"seeds.files: {file}: a judge is fitted on seed {seed.id}; leave it out")
+            if held_out.match(seed.prompt) is not None:
+                dropped[f"{file}: near a held-out item"] += 1
+            else:
+                seeds[_use_of(seed, file)].append(seed)
+    return seeds, dropped
 
 
 def _use_of(seed: Seed, file: str) -> str:

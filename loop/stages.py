@@ -61,7 +61,7 @@ def attack(session: Session, number: int, policy: Policy) -> None:
         return
     earlier = [session.run.iteration(done) / "attacks.jsonl" for done in range(1, number)]
     history: deque[Attack] = deque(maxlen=session.config.chunk)
-    # Eight bytes of hash for each query: all that grows with their number.
+    # A hash of each query, by which copies are known: all that grows with their number.
     seen: set[int] = set()
     for file in earlier:
         for attack in read_jsonl(file, Attack):

@@ -37,7 +37,8 @@ class FewShotAttacker:
     forms: str = "attacker/forms"
     shots: int = 6
     candidates: int = 4
-    verbatim: float = 0.3
+    verbatim: float = 0.4
+    sure: float = 0.8  # below this probability of being what its seed is, a written goal is unclear
     min_words: int = 3
     max_words: int = 30
     layer: int = 14
@@ -55,7 +56,7 @@ class FewShotAttacker:
             goal = max(goals, key=lambda goal: _clarity(seed, chances.get(goal)))
             taken.add(normalise(goal))
             own = goal == _clean(seed.prompt)
-            unclear = not own and _clarity(seed, chances.get(goal)) < 0.5
+            unclear = not own and _clarity(seed, chances.get(goal)) < self.sure
             attacks.append(self._as_attack(seed, goal, "seed" if own else "few-shot", unclear, ctx))
         return attacks
 
@@ -66,13 +67,14 @@ class FewShotAttacker:
             pool = pools.setdefault(_kind(seed), [])
             if seed.prompt not in pool:
                 pool.append(seed.prompt)
+        prompt = load_prompt(self.prompt)
         goals = [[_clean(seed.prompt)] for seed in seeds]
         asked = [
             slot
             for slot, seed in enumerate(seeds)
-            if seed.options is None and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
+            if seed.domain in prompt.meta["kinds"]
+            and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
         ]
-        prompt = load_prompt(self.prompt)
         chats = [
             prompt.render(
                 kind=prompt.meta["kinds"][seeds[slot].domain],

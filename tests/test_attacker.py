@@ -112,7 +112,7 @@ def test_of_the_candidates_the_one_most_clearly_of_its_kind_is_kept():
         return [" Paint your own fence in red", f" Paint {NASTY} fence in red", " No."][sample]
 
     rows = seeds(8)
-    made = FewShotAttacker(verbatim=0.0, candidates=3).attack(rows, [], context(answer))
+    made = FewShotAttacker(verbatim=0.0, candidates=3, sure=0.5).attack(rows, [], context(answer))
     kinds = {attack.harmful: query(attack) for attack in made}
     assert NASTY in kinds[True]
     assert NASTY not in kinds[False]
@@ -122,7 +122,7 @@ def test_a_query_that_contradicts_what_its_seed_intends_is_unclear():
     def harmless(prompt: Any, sample: int, number: int) -> str:
         return f" Water your own plants number {stable_hash(prompt)} today"
 
-    made = FewShotAttacker(verbatim=0.0, candidates=1).attack(seeds(8), [], context(harmless))
+    made = FewShotAttacker(verbatim=0.0, candidates=1, sure=0.5).attack(seeds(8), [], context(harmless))
     assert {(attack.domain, attack.harmful) for attack in made} == {("safety", None), ("benign", False)}
 
 

@@ -123,7 +123,7 @@ def test_critiques_come_in_the_order_of_the_completions_and_name_a_principle(cri
 
 def test_only_poor_answers_get_words_and_the_sentence_at_fault_is_quoted(critic: SeedCritic):
     poor, good = verdict(critic, attack(), HELP), verdict(critic, attack(), REFUSAL)
-    assert poor.rationale == "The answer is too eager."
+    assert poor.rationale == "The answer goes against the principle because it is too eager."
     assert poor.span
     assert poor.span in HELP
     assert (good.rationale, good.span) == ("", None)

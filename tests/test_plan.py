@@ -29,7 +29,7 @@ roles:
 iterations: 3
 attacks: {{safety: 6, benign: 4}}
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0}}
-heldout: {{suites: []}}
+heldout: {{suites: [safety]}}
 """)
     return prepare(load_config([str(path)]))
 
@@ -49,7 +49,7 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     assert (stages["attack"].rows, stages["attack"].tokens) == (30, 1200)
     assert (stages["answer"].rows, stages["answer"].tokens) == (60, 3000)
     assert stages["train"].rows == 10 + 20 + 30
-    assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 0)
+    assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
 
 def test_critiques_cover_answers_and_two_revisions_of_each_attack(session: Session):

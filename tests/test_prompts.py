@@ -64,7 +64,7 @@ def test_a_template_cannot_reach_into_python():
 
 
 def test_a_variable_that_is_not_given_is_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"own\.md.*'name' is undefined"):
+    with pytest.raises(ConfigError, match=r"own\.md.* needs name"):
         load_prompt(written(tmp_path, PROMPT)).render(nome="Ada")
     with pytest.raises(ConfigError, match="'goal' is undefined"):
         fill("How do I {{ goal }}?")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.errors import DataError, RunMismatch
+from loop.errors import AlignloopError, DataError, RunMismatch
 from loop.records import Seed, read_jsonl
 from loop.rundir import (
     RunDir,
@@ -221,6 +221,24 @@ def test_a_run_made_with_other_settings_is_refused_with_the_difference(tmp_path:
     assert "list" not in line
     assert "a" * 58 not in line
     assert caught.value.exit_code == 2
+
+
+def test_a_run_that_another_process_has_open_is_refused_until_it_ends(tmp_path: Path):
+    code = f"""
+from pathlib import Path
+from loop.rundir import RunDir, claim
+claim(RunDir(Path({str(tmp_path)!r})), {{}}, {{}}, [])
+print("open", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(AlignloopError, match="another process runs it"):
+            claim(RunDir(tmp_path), {}, {}, [])
+        other.communicate("\n")
+    claim(RunDir(tmp_path), {}, {}, [])
 
 
 def test_the_manifest_says_with_what_the_run_was_made_and_holds_no_secret(tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 from loop.config import load_config
 from loop.errors import AssetError, ConfigError, DataError, RunMismatch
 from loop.interfaces import Usage
+from loop.partition import load_partition
 from loop.records import Seed, new_id, write_jsonl
 from loop.rundir import write_json
 from loop.session import Session, open_session, parts_of, prepare
@@ -72,7 +73,7 @@ roles:
   learner: {{target: roles.learner.SamplingLearner}}
   critic: {{target: "{tmp_path / "critic.py"}:Critic", model: m}}
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0, files: [seeds.jsonl]}}
-heldout: {{suites: []}}
+heldout: {{suites: [safety]}}
 """)
     return path
 
@@ -216,7 +217,8 @@ def test_opening_writes_manifest_config_and_ledger_without_any_secret(
     assert "hidden" not in "".join(path.read_text() for path in session.run.root.iterdir())
     assert "${oc.env:MY_SECRET}" in session.run.path("config.yaml").read_text()
     ledger = [json.loads(line) for line in session.run.path("ledger.jsonl").read_text().splitlines()]
-    assert ledger == [{"seed_id": SEEDS[4].id, "use": "critic.fit", "label": 0.0, "source": "mine"}]
+    assert ledger[0] == {"seed_id": SEEDS[4].id, "use": "critic.fit", "label": 0.0, "source": "mine"}
+    assert {row["use"] for row in ledger[1:]} == {"judge.fit"}
     manifest = json.loads(session.run.path("manifest.json").read_text())
     assert manifest["lineage"]["models"] == session.digests
 
@@ -292,3 +294,34 @@ def test_a_stage_leaves_a_line_with_rows_seconds_and_what_its_engines_did(config
     assert (line["calls"], line["tokens"]) == (2, 6)
     assert 0 <= line["engine_seconds"] <= line["seconds"]
     assert "answer" in session.run.path("log.txt").read_text()
+
+
+def test_the_gate_must_name_a_metric_that_is_measured(config: Path):
+    for override, words in (
+        (
+            "gate.primary=safety.harmfulness",
+            "no metric 'safety.harmfulness'; there are safety.harmful_compliance",
+        ),
+        ("gate.primary=legal.accuracy", "legal.accuracy is not measured; add its suite"),
+        ("gate.margins={safety.refusals: 0.1}", "gate.margins.safety.refusals: no metric"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            prepared(config, override)
+
+
+def test_a_judge_is_no_critic(config: Path):
+    with pytest.raises(ConfigError, match="a judge must not be the critic"):
+        prepared(config, "roles.critic.target=loop.heldout.judges.RefusalJudge")
+
+
+def test_own_seeds_near_held_out_items_are_dropped_and_counted_and_judge_rows_refused(config: Path):
+    partition = load_partition()
+    item, judged = partition.items["overrefusal"][0], partition.seeds["judge"][0]
+    near = Seed("near", "safety", item.prompt, "mine", harmful=True)
+    write_jsonl(config.parent / "seeds.jsonl", [*SEEDS, near])
+    session = prepared(config)
+    assert near not in session.seeds["harmful"]
+    assert session.dropped["seeds.jsonl: near a held-out item"] == 1
+    write_jsonl(config.parent / "seeds.jsonl", [*SEEDS, judged])
+    with pytest.raises(ConfigError, match=f"a judge is fitted on seed {judged.id}"):
+        prepared(config)

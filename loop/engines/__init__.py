@@ -63,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def hidden_states(self, texts: Sequence[Prompt], layer: int, adapter: str | None = None) -> "np.ndarray":
-        """Mean hidden state after `layer` of each text, its first token aside: float32 [len(texts), width]."""
+        """Mean state after `layer` of each text, its first token aside: float32 [len(texts), width]."""
         ...
 
     def close(self) -> None:

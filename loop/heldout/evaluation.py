@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Subject:
     system: str
 
 
+@cache
 def load_judges() -> Judges:
     """The judges of all suites, fitted on the human labels that are theirs alone."""
     human = HumanLabelJudge.fit(load_partition().seeds["judge"])

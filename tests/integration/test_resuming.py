@@ -7,6 +7,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from loop.records import Completion, read_jsonl
+from loop.rundir import grow, rows_so_far
+
 ARTEFACTS = (
     "000/heldout/verdicts.jsonl",
     "000/heldout/results.json",
@@ -93,3 +96,16 @@ def test_a_finished_run_is_left_as_it_is(
     done = alignloop("run", config, cwd=whole)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_file_whose_rows_were_deleted_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+
+    def step(batch: list[int], first: int) -> list[Completion]:
+        return [Completion(f"c{n}", "a", n, "policy", "Fine.", "stop", 1, "m") for n in batch]
+
+    path.with_name("completions.jsonl.progress").write_text('{"inputs": 4, "bytes": 900}', encoding="utf-8")
+    path.with_name("completions.jsonl.part").write_bytes(b"")
+    assert list(rows_so_far(path, Completion)) == []
+    grow(path, range(6), step, 2)
+    assert [row.sample for row in read_jsonl(path, Completion)] == [0, 1, 2, 3, 4, 5]
