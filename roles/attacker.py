@@ -1,7 +1,7 @@
 """The attacker: writes new queries from sampled seeds, harmful and harmless ones in the same forms."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +24,11 @@ _NUMBERING = re.compile(r"^[\s\d.)\-*\"'“”]+|[\s.\"'“”]+$")
 class FewShotAttacker:
     """Perez et al. 2022: a numbered list of sampled seeds, the next number left open.
 
-    A share `verbatim` of the attacks are the seeds' own goals; for the others the model writes `candidates`
-    and the one that is most clearly of its kind is kept. Of which kind a goal is, a linear probe on the
-    hidden states of `layer`, fitted on the seeds, says; where it contradicts what the seeds intend, `harmful`
-    is null, and the query trains nothing. Every goal of the domains safety and benign is put into a form
-    (imperative, question, first person) that is drawn from the same distribution on both sides.
+    A share `verbatim` of the attacks are the seeds' own goals; for the others the model writes `candidates`.
+    Of which kind a goal is, a linear probe on the hidden states of `layer`, fitted on the seeds, says; where
+    it is not `sure` that a goal is what its seed is, `harmful` is null, and the query trains nothing. Every
+    goal of the domains safety and benign is put into a form (imperative, question, first person) that is
+    drawn from the same distribution on both sides.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"generate", "hidden_states"})
@@ -53,12 +53,23 @@ class FewShotAttacker:
             goals = [goal for goal in goals if normalise(goal) not in taken]
             if not goals:
                 continue
-            goal = max(goals, key=lambda goal: _clarity(seed, chances.get(goal)))
+            goal = self._choice(seed, goals, chances)
             taken.add(normalise(goal))
             own = goal == _clean(seed.prompt)
             unclear = not own and _clarity(seed, chances.get(goal)) < self.sure
             attacks.append(self._as_attack(seed, goal, "seed" if own else "few-shot", unclear, ctx))
         return attacks
+
+    def _choice(self, seed: Seed, goals: Sequence[str], chances: Mapping[str, float]) -> str:
+        """Of the goals that are surely of their kind the one nearest to its seed in length, or the clearest.
+
+        So the goals written on either side are as long as its seeds, which are of like length.
+        """
+        sure = [goal for goal in goals if _clarity(seed, chances.get(goal)) >= self.sure]
+        if not sure:
+            return max(goals, key=lambda goal: _clarity(seed, chances.get(goal)))
+        length = len(seed.prompt.split())
+        return min(sure, key=lambda goal: abs(len(goal.split()) - length))
 
     def _write(self, seeds: Sequence[Seed], ctx: Context) -> list[list[str]]:
         """For each seed the goals to choose from: its own, or those that the model wrote."""
