@@ -55,9 +55,8 @@ def main() -> None:
     )
     refused = [1.0 - is_refusal(row.response or "") for row in rows]
     lengths = [len((row.response or "").split()) for row in rows]
-    print(
-        f"refusal wording alone {roc_auc_score(met, refused):.3f}, length alone {roc_auc_score(met, lengths):.3f}"
-    )
+    for name, baseline in (("refusal wording", refused), ("length", lengths)):
+        print(f"{name} alone: AUC {roc_auc_score(met, baseline):.3f}")
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
 
