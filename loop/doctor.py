@@ -9,7 +9,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from loop.assets import ASSETS, cache_dir, cached
+from loop.assets import cache_dir, cached
+from loop.pins import ASSETS
 from loop.report.terminal import console, plain
 from loop.rundir import version_of
 

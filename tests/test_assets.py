@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loop import assets
+from loop import assets, pins
 from loop.errors import AssetError
 
 MEMBER = "toy/data/rows.txt"
@@ -55,9 +55,9 @@ def put_wheel(shelf: Path, extra: dict[str, bytes] | None = None) -> str:
 
 def pin(monkeypatch: pytest.MonkeyPatch, wheel_sha256: str, *paths: str, sha256: str | None = None) -> None:
     digest = sha256 or hashlib.sha256(ROWS).hexdigest()
-    rows = tuple(assets.Member(path, len(ROWS), digest) for path in paths)
-    monkeypatch.setattr(assets, "WHEELS", {"toy==1.0": wheel_sha256})
-    monkeypatch.setattr(assets, "ASSETS", (assets.Asset("toy", "toy==1.0", "a toy", "MIT", "nobody", rows),))
+    rows = tuple(pins.Member(path, len(ROWS), digest) for path in paths)
+    monkeypatch.setattr(pins, "WHEELS", {"toy==1.0": wheel_sha256})
+    monkeypatch.setattr(pins, "ASSETS", (pins.Asset("toy", "toy==1.0", "a toy", "MIT", "nobody", rows),))
 
 
 def one_line(caught: pytest.ExceptionInfo[AssetError]) -> str:
@@ -80,7 +80,7 @@ def test_one_download_serves_every_member_that_the_table_knows(
     cache: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pin(monkeypatch, put_wheel(shelf, {"toy/data/more.txt": ROWS}), MEMBER, "toy/data/more.txt")
-    row = assets.asset("toy")
+    row = pins.asset("toy")
     assert not assets.cached(row)
     assets.fetch(row.uris[0])
     (shelf / "toy-1.0-py3-none-any.whl").unlink()
@@ -277,13 +277,13 @@ def test_a_digest_is_remembered_until_a_file_changes(cache: Path, tmp_path: Path
 
 
 def test_every_row_of_the_table_is_pinned_and_credited():
-    for row in assets.ASSETS:
-        assert len(assets.WHEELS[row.wheel]) == 64
+    for row in pins.ASSETS:
+        assert len(pins.WHEELS[row.wheel]) == 64
         assert row.what and row.licence and row.citation
         assert all(len(member.sha256) == 64 and member.size > 0 for member in row.members)
-    assert len({row.name for row in assets.ASSETS}) == len(assets.ASSETS)
+    assert len({row.name for row in pins.ASSETS}) == len(pins.ASSETS)
     with pytest.raises(AssetError, match="no asset is called 'harmbenhc'; there are"):
-        assets.asset("harmbenhc")
+        pins.asset("harmbenhc")
 
 
 def test_the_cache_follows_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

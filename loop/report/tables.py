@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from loop.assets import ASSETS, cached, fetch
+from loop.assets import cached, fetch
+from loop.pins import ASSETS
 from loop.records import EvalResult
 from loop.report.summary import figure
 from loop.report.terminal import console, plain
