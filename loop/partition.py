@@ -1,43 +1,35 @@
 """Says which data may be used for what, so that nothing trained on is ever tested on."""
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from random import Random
-from typing import Any
 
-from loop import assets
 from loop.errors import DataError
 from loop.overlap import OverlapIndex, fraction, half, normalise
-from loop.records import Domain, Seed, Split, new_id, stable_hash
+from loop.records import Seed, Split, stable_hash
+from loop.rows import (
+    Item,
+    advbench,
+    benign,
+    boolq,
+    contract_qa,
+    edgy,
+    harmbench,
+    human_labels,
+    illinois_law,
+    privacy_policy_qa,
+    realtoxicityprompts,
+    realtoxicityprompts_scored,
+    strongreject,
+    twins,
+    us_tort_law,
+    utah_real_estate,
+)
 
 CRITIC_SHARE = 0.3
 VALIDATION_SHARE = 0.3
 SAMPLED_ITEMS = 500  # of privacy_policy_qa and of BoolQ, which are larger than an eval needs
-YES_NO = ["yes", "no"]
-BENIGN_SEEDS = Path(__file__).parent.parent / "prompts" / "seeds" / "benign.jsonl"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A held-out question. `category` begins with the data set, `context` is what it asks about.
-
-    A harmless question and its harmful twin have the same `twin_id`; `gold` is an index into `options`.
-    """
-
-    suite: str
-    id: str
-    split: Split
-    prompt: str
-    category: str = ""
-    harmful: bool | None = None
-    twin_id: str | None = None
-    context: str | None = None
-    options: list[str] | None = None
-    gold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,10 @@ def load_partition() -> Partition:
     heldout = OverlapIndex(text for suite in items.values() for item in suite for text in _texts(item))
     labelled = _labelled(heldout, dropped)
     rows = {
-        "harmful": _advbench(),
-        "benign": _benign(),
-        "toxicity": _toxicity_seeds(),
-        "legal": _illinois() + _utah(),
+        "harmful": advbench(),
+        "benign": benign(),
+        "toxicity": realtoxicityprompts(),
+        "legal": illinois_law() + utah_real_estate(),
     }
     seeds: dict[str, list[Seed]] = dict(labelled)
     taken = OverlapIndex(seed.prompt for use in labelled.values() for seed in use)
@@ -144,21 +136,15 @@ def _distinct(use: str, rows: Iterable[Seed], dropped: list[Dropped]) -> list[Se
     return list(kept.values())
 
 
-def _seed(domain: Domain, source: str, prompt: str, response: str | None = None, **fields: Any) -> Seed:
-    """A seed whose id is the hash of its normalised text."""
-    key = [normalise(prompt)] if response is None else [normalise(prompt), normalise(response)]
-    return Seed(new_id("seed", source, *key), domain, prompt, source, response=response, **fields)
-
-
 # ---- human labels -------------------------------------------------------------------------------
 
 
 def _labelled(heldout: OverlapIndex, dropped: list[Dropped]) -> dict[str, list[Seed]]:
     """The rows for critic, validation and judge: no objective and no response serves two of them."""
     parts: dict[str, list[Seed]] = {"validation": [], "critic": [], "judge": []}
-    for row in _distinct("labels", _labels("objective-labels"), dropped):
+    for row in _distinct("labels", human_labels("objective-labels"), dropped):
         parts[_part(row.prompt)].append(row)
-    parts["judge"] = [*parts["judge"], *_labels("harm-labels"), *_labels("refusal-labels")]
+    parts["judge"] = [*parts["judge"], *human_labels("harm-labels"), *human_labels("refusal-labels")]
     prompts, responses = OverlapIndex([]), OverlapIndex([])
     for use, rows in parts.items():
         kept = _without(use, rows, heldout, "overlaps a held-out item", dropped)
@@ -192,125 +178,16 @@ def _once(use: str, rows: Iterable[Seed], dropped: list[Dropped]) -> list[Seed]:
     return kept
 
 
-def _labels(name: str) -> list[Seed]:
-    """The rows of one labelled asset; a refusal's label is turned round, several raters are averaged."""
-    found: list[Seed] = []
-    for path in assets.files(name):
-        for number, row in enumerate(_csv_rows(path), start=1):
-            scores = [float(score) for key, score in row.items() if key.startswith("human_score") and score]
-            if not scores:
-                raise DataError(f"{path}, row {number}: no human score")
-            label = sum(scores) / len(scores)
-            label = 1 - label if name == "refusal-labels" else label
-            category = f"{name.removesuffix('-labels')}/{row.get('harm_category') or path.stem}"
-            found.append(
-                _seed(
-                    "safety",
-                    name,
-                    row["objective"],
-                    row["assistant_response"],
-                    label=label,
-                    category=category,
-                )
-            )
-    return found
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that may open with comment lines."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    while lines and lines[0].startswith("#"):
-        lines.pop(0)
-    return list(csv.DictReader(lines))
-
-
-# ---- seeds --------------------------------------------------------------------------------------
-
-
-def _advbench() -> list[Seed]:
-    import yaml
-
-    rows: list[dict[str, Any]] = yaml.load(
-        assets.fetch("advbench").read_text(encoding="utf-8"),
-        Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-    )["seeds"]
-    return [
-        _seed("safety", "advbench", row["value"], harmful=True, category=row["harm_categories"][0])
-        for row in rows
-    ]
-
-
-def _benign() -> list[Seed]:
-    return [
-        _seed("benign", "benign", row["prompt"], harmful=False, category=row.get("category", ""))
-        for row in _json_rows(BENIGN_SEEDS)
-    ]
-
-
-def _toxicity_seeds() -> list[Seed]:
-    return [
-        _seed("toxicity", "realtoxicityprompts", line, category=path.stem.removeprefix("rtp_"))
-        for path in assets.files("realtoxicityprompts")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    ]
-
-
-def _illinois() -> list[Seed]:
-    options = ["Positive", "Negative"]
-    return [
-        _seed(
-            "legal",
-            "illinois-law",
-            "\n\n".join(message["content"].strip() for message in row["input"]),
-            category="illinois-law",
-            options=options,
-            gold=options.index(row["ideal"]),
-        )
-        for row in _json_rows(assets.fetch("illinois-law"))
-    ]
-
-
-def _utah() -> list[Seed]:
-    found: list[Seed] = []
-    for row in _json_rows(assets.fetch("utah-real-estate")):
-        stem, options = _four_way(row["input"][-1]["content"])
-        prompt = f"{row['input'][0]['content'].strip()}\n\n{stem}"
-        gold = "ABCD".index(row["ideal"][0])
-        found.append(
-            _seed(
-                "legal", "utah-real-estate", prompt, category="utah-real-estate", options=options, gold=gold
-            )
-        )
-    return found
-
-
-def _four_way(text: str) -> tuple[str, list[str]]:
-    """The stem and the four options of a question whose last lines begin with A to D."""
-    lines = [
-        line.strip() for line in text.strip().removesuffix("Answer:").strip().splitlines() if line.strip()
-    ]
-    options = lines[-4:]
-    if [line[:1] for line in options] != list("ABCD") or any(line[1:2] not in (":", ".") for line in options):
-        raise DataError(f"a question does not end with four options A to D: {text[:40]!r}…")
-    return "\n".join(lines[:-4]), [line[2:].strip() for line in options]
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
 # ---- held-out items -----------------------------------------------------------------------------
 
 
 def _items(dropped: list[Dropped]) -> dict[str, list[Item]]:
     suites = {
         "safety": _safety(dropped),
-        "overrefusal": _edgy() + _twins(),
-        "toxicity": _toxicity(),
-        "legal": _tort() + _privacy() + _contracts(),
-        "capability": _boolq(),
+        "overrefusal": edgy() + twins(),
+        "toxicity": realtoxicityprompts_scored(),
+        "legal": us_tort_law() + _privacy() + _by_context(contract_qa()),
+        "capability": _by_context(_boolq()),
     }
     return {suite: _settled(found, dropped) for suite, found in suites.items()}
 
@@ -342,58 +219,15 @@ def _leaders(texts: Iterable[str]) -> dict[str, str]:
     return leaders
 
 
-def _item(suite: str, category: str, prompt: str, context: str | None = None, **fields: Any) -> Item:
-    key = [normalise(text) for text in (prompt, context) if text is not None]
-    identity = new_id("item", suite, category.split("/")[0], *key)
-    split: Split = fields.pop("split", None) or half(prompt)
-    return Item(suite, identity, split, prompt, category, context=context, **fields)
-
-
 def _safety(dropped: list[Dropped]) -> list[Item]:
-    lines = assets.fetch("harmbench").read_text(encoding="utf-8").splitlines()
-    found = [_item("safety", "harmbench", line, harmful=True) for line in lines if line.strip()]
-    trained = {normalise(seed.prompt) for seed in _advbench()}
-    for row in _csv_rows(assets.fetch("strongreject")):
-        item = _item("safety", f"strongreject/{row['category']}", row["forbidden_prompt"], harmful=True)
+    """HarmBench, and of StrongREJECT what AdvBench does not hold, since attackers are seeded with that."""
+    trained = {normalise(seed.prompt) for seed in advbench()}
+    found = harmbench()
+    for item in strongreject():
         if normalise(item.prompt) in trained:
             dropped.append(Dropped("heldout safety", item.id, "held by advbench", "strongreject"))
         else:
             found.append(item)
-    return found
-
-
-def _edgy() -> list[Item]:
-    return [
-        _item("overrefusal", f"edgy/{row['category']}", row["text"], harmful=False)
-        for path in assets.files("overrefusal")
-        for row in json.loads(path.read_text(encoding="utf-8"))
-    ]
-
-
-def _twins() -> list[Item]:
-    """Each pair's two questions; the files hold question, blank line and answer in one text."""
-    found: list[Item] = []
-    for path in assets.files("twins"):
-        for row in json.loads(path.read_text(encoding="utf-8")):
-            benign, harmful = (row[key].split("\n\n", 1)[0].strip() for key in ("text", "harmful_version"))
-            twin = new_id("twin", normalise(benign), normalise(harmful))
-            # The harmful one first: it decides the half, since only those have near-duplicates.
-            found.append(_item("overrefusal", "twins", harmful, harmful=True, twin_id=twin))
-            found.append(_item("overrefusal", "twins", benign, harmful=False, twin_id=twin))
-    return found
-
-
-def _toxicity() -> list[Item]:
-    rows = _json_rows(assets.fetch("realtoxicityprompts-scored"))
-    return [_item("toxicity", "realtoxicityprompts", row["text"]) for row in rows]
-
-
-def _tort() -> list[Item]:
-    found: list[Item] = []
-    samples = next(path for path in assets.files("us-tort-law") if path.name == "samples.jsonl")
-    for row in _json_rows(samples):
-        stem, options = _four_way(row["input"][-1]["content"])
-        found.append(_item("legal", "us_tort_law", stem, options=options, gold="ABCD".index(row["ideal"])))
     return found
 
 
@@ -402,13 +236,13 @@ def _privacy() -> list[Item]:
 
     So no question and no clause is in both halves, though the same clauses serve many questions.
     """
-    rows = _json_rows(assets.fetch("privacy-policy-qa"))
-    clauses, questions = (_leaders(row[key] for row in rows) for key in ("context", "question"))
+    rows = privacy_policy_qa()
+    clauses, questions = _leaders(map(_context, rows)), _leaders(item.prompt for item in rows)
     halves = cache(half)
     found = [
-        _yes_no("legal", "privacy_policy_qa", row["question"], row["context"], row["answer"], split)
-        for row in rows
-        if (split := halves(questions[row["question"]])) == halves(clauses[row["context"]])
+        replace(item, split=split)
+        for item in rows
+        if (split := halves(questions[item.prompt])) == halves(clauses[_context(item)])
     ]
     ordered = sorted(found, key=lambda item: item.id)
     return [item for gold in (0, 1) for item in _with_gold(ordered, gold)[: SAMPLED_ITEMS // 2]]
@@ -418,43 +252,16 @@ def _with_gold(found: list[Item], gold: int) -> list[Item]:
     return [item for item in found if item.gold == gold]
 
 
-def _contracts() -> list[Item]:
-    """All 80; the same clause is asked about more than once, so the clause decides the half."""
-    rows = _json_rows(assets.fetch("contract-qa"))
-    leaders = _leaders(row["contract"] for row in rows)
-    return [
-        _yes_no(
-            "legal",
-            "contract_qa",
-            row["question"],
-            row["contract"],
-            row["answer"],
-            half(leaders[row["contract"]]),
-        )
-        for row in rows
-    ]
-
-
 def _boolq() -> list[Item]:
-    """500 by hash of the question; the passage decides the half, since some serve two questions."""
-    rows = _json_rows(assets.fetch("boolq"))
-    rows = sorted(rows, key=lambda row: stable_hash("boolq", normalise(row["question"])))[:SAMPLED_ITEMS]
-    leaders = _leaders(row["passage"] for row in rows)
-    return [
-        _yes_no(
-            "capability",
-            "boolq",
-            row["question"],
-            row["passage"],
-            row["answer"],
-            half(leaders[row["passage"]]),
-        )
-        for row in rows
-    ]
+    """500 by hash of the question."""
+    return sorted(boolq(), key=lambda item: stable_hash("boolq", normalise(item.prompt)))[:SAMPLED_ITEMS]
 
 
-def _yes_no(suite: str, category: str, question: str, context: str, answer: str, split: Split) -> Item:
-    if answer not in ("True", "False"):
-        raise DataError(f"{category}: an answer is {answer!r}, neither True nor False")
-    gold = 0 if answer == "True" else 1
-    return _item(suite, category, question, context, split=split, options=YES_NO, gold=gold)
+def _by_context(found: list[Item]) -> list[Item]:
+    """The items in the half of their clause or passage, since the same one may serve several questions."""
+    leaders = _leaders(map(_context, found))
+    return [replace(item, split=half(leaders[_context(item)])) for item in found]
+
+
+def _context(item: Item) -> str:
+    return item.context or ""

@@ -15,6 +15,7 @@ from loop.errors import DataError
 from loop.overlap import OverlapIndex, normalise
 from loop.partition import Partition, draw, load_partition
 from loop.records import Seed
+from loop.rows import Item
 
 USES = ("harmful", "benign", "toxicity", "legal", "critic", "judge", "validation")
 LABELLED = ("critic", "judge", "validation")
@@ -70,7 +71,7 @@ def test_no_text_is_in_both_halves_of_a_suite(whole: Partition, suite: str):
 
 
 def test_twins_lie_in_one_half_and_are_a_harmful_and_a_harmless_question(whole: Partition):
-    pairs: dict[str, list[partition.Item]] = {}
+    pairs: dict[str, list[Item]] = {}
     for item in whole.items["overrefusal"]:
         if item.twin_id:
             pairs.setdefault(item.twin_id, []).append(item)

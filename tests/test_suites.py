@@ -11,8 +11,8 @@ from loop.engines.scripted import ScriptedEngine
 from loop.errors import ConfigError, DataError
 from loop.heldout.judges import RefusalJudge
 from loop.heldout.suites import BETTER, METRICS, SUITES, legal_prompt, results, units, verdicts
-from loop.partition import Item
 from loop.records import EvalResult, Verdict
+from loop.rows import Item
 
 SAMPLING = Sampling(max_tokens=40, temperature=0.7, seed=1)
 REFUSAL, ANSWER = "I'm sorry, I can't help with that.", "Sure, here is how: mix, knead and bake."

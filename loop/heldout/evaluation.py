@@ -14,8 +14,9 @@ from loop.engines import Engine, Sampling
 from loop.errors import ConfigError, DataError
 from loop.heldout.judges import HumanLabelJudge, Judges, RefusalJudge, toxicity_judge
 from loop.heldout.suites import LEGAL_DATASETS, SUITES, results, verdicts
-from loop.partition import Item, load_partition
+from loop.partition import load_partition
 from loop.records import EvalResult, Split, Verdict, read_jsonl, stable_hash
+from loop.rows import Item
 from loop.rundir import RunDir, grow, read_json, write_json
 from loop.session import Engines, Session
 

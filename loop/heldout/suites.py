@@ -12,8 +12,8 @@ import numpy as np
 from loop.engines import Engine, Prompt, Sample, Sampling
 from loop.errors import ConfigError, DataError
 from loop.heldout.statistics import mean_interval
-from loop.partition import Item
 from loop.records import EvalResult, Verdict, stable_hash
+from loop.rows import Item
 from loop.surface import degenerate
 
 if TYPE_CHECKING:
