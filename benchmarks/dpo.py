@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from loop.records import Message, Pair, write_jsonl
-from loop.training import TrainJob, prepare_rows, train
+from loop.training import TrainJob, train
+from loop.training_rows import prepare_rows
 
 BATCH = 16
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -221,9 +222,9 @@ def main() -> None:
 
 
 def _embedded_model() -> str:
-    from loop.assets import asset, model_dir
+    from loop.assets import model_dir
 
-    return str(model_dir(asset("smollm2-135m-instruct").uri))
+    return str(model_dir("smollm2-135m-instruct"))
 
 
 if __name__ == "__main__":

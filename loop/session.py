@@ -171,10 +171,10 @@ def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
 
 def prepare(tree: DictConfig) -> Session:
     """All that can be checked without weights and without writing anything."""
-    from loop import training
+    from loop.training_options import validate
 
     config = as_object(tree)
-    training.validate(config.train.dpo, config.train.lora)
+    validate(config.train.dpo, config.train.lora)
     _check_evals(config)
     seeds, dropped = _seeds(config)
     roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}

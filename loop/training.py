@@ -1,27 +1,24 @@
 """Trains one LoRA adapter by DPO in a process of its own, so that the memory comes back when it ends."""
 
 import contextlib
-import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import sys
 import time
-import types
-import typing
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from loop.engines.chat import neutralise, render, special_tokens
+from loop.engines.chat import render
 from loop.errors import AlignloopError, ConfigError, DataError
-from loop.records import Message, Pair, read_jsonl, stable_hash
+from loop.records import Message, Pair, read_jsonl
+from loop.training_options import validate
+from loop.training_rows import ByLength, Rows, prepare_rows
 
 SIGMOID_AT_REFERENCE = math.log(2)
 SIGMOID_TOLERANCE = 0.02
@@ -29,27 +26,6 @@ CHECKPOINT_SECONDS = 60
 """How much training a killed process may lose, unless `dpo` sets a save_strategy of its own."""
 COMPLETE = "complete"
 """The file that a checkpoint gets last: without it, the checkpoint is a torn one."""
-
-# fmt: off
-LOSS_TYPES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)
-# fmt: on
-OURS = {
-    "dpo": {
-        "output_dir": "the run directory is",
-        "seed": "the run's seed is",
-        "push_to_hub": "`alignloop export` is the way out; nothing is",
-        "load_best_model_at_end": "the gate chooses; no checkpoint is",
-        "sync_ref_model": "the reference of an iteration is frozen; it is",
-    },
-    "lora": {"task_type": "CAUSAL_LM is", "inference_mode": "it is trained: the mode is"},
-}
-POSITIVE = {
-    "dpo": ("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    "lora": ("r", "lora_alpha"),
-}
 
 
 @dataclass(frozen=True)
@@ -75,199 +51,6 @@ class TrainJob:
     """Digests of parent, base and config: saved as lineage.json in the adapter folder."""
     canary: list[Message]
     """A prompt whose next-token distribution must differ between the adapter and the base."""
-
-
-# --- checking the configuration -------------------------------------------------------------------------
-
-
-def validate(dpo: Mapping[str, Any], lora: Mapping[str, Any], where: str = "train") -> None:
-    """Checks keys and values of `train.dpo` and `train.lora`; loads no model.
-
-    Raises ConfigError naming the key at fault and, for an unknown one, the nearest valid key.
-    """
-    import peft
-    import trl
-
-    DPOConfig, LoraConfig = cast(Any, trl).DPOConfig, cast(Any, peft).LoraConfig
-    _check_keys(DPOConfig, dpo, f"{where}.dpo", OURS["dpo"])
-    _check_keys(LoraConfig, lora, f"{where}.lora", OURS["lora"])
-    losses: Any = dpo.get("loss_type", [])
-    for loss in [losses] if isinstance(losses, str) else losses:
-        if loss not in LOSS_TYPES:
-            raise ConfigError(f"{where}.dpo.loss_type: no loss {loss!r}; {_nearest(loss, LOSS_TYPES)}")
-    for part, given in (("dpo", dpo), ("lora", lora)):
-        for key in POSITIVE[part]:
-            if given.get(key, 1) <= 0:
-                raise ConfigError(f"{where}.{part}.{key}: must be above 0, not {given[key]!r}")
-    forced = {"output_dir": os.devnull, "use_cpu": True, "bf16": False, "report_to": "none"}
-    if "gradient_checkpointing" not in dpo:
-        forced["activation_checkpointing"] = False
-    _check_values(lambda given: DPOConfig(**{**forced, **given}), dpo, f"{where}.dpo")
-    _check_values(lambda given: LoraConfig(**given), lora, f"{where}.lora")
-
-
-def _check_keys(kind: Any, given: Mapping[str, Any], where: str, ours: Mapping[str, str]) -> None:
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in ours]
-    for key, value in given.items():
-        if key in ours:
-            raise ConfigError(f"{where}.{key}: {ours[key]} set by alignloop; take this key out")
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: {kind.__name__} has no such key; {_nearest(key, known)}")
-        if not _fits(hints[key], value):
-            wanted = str(getattr(hints[key], "__name__", hints[key])).replace("typing.", "")
-            raise ConfigError(f"{where}.{key}: {value!r} is a {type(value).__name__}; {wanted} is wanted")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)
-    return f"the nearest is {close[0]!r}"
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether `value` is what the annotation says; a kind that isn't plain data is left to the library."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(each, value) for each in inner)
-    if origin is typing.Literal:
-        return value in inner
-    if hint == list[str]:
-        # TRL takes one loss by its bare name.
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    plain = origin or hint
-    if plain in (bool, str, list, dict, type(None)):
-        return isinstance(value, plain)
-    return plain not in (tuple, set)
-
-
-def _check_values(build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any], where: str) -> None:
-    """Lets the library judge the values together, and names the key without which it is content."""
-    try:
-        build(given)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        for key in given:
-            with contextlib.suppress(ValueError, TypeError, NotImplementedError, ImportError):
-                build({k: v for k, v in given.items() if k != key})
-                raise ConfigError(f"{where}.{key}: {reason}") from None
-        raise ConfigError(f"{where}: {reason}") from None
-
-
-# --- the rows -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The conversational rows that DPO trains on, and what became of the others."""
-
-    ids: list[str]
-    rows: list[dict[str, list[Message]]]
-    lengths: list[int]
-    """Tokens of the longer side of each pair, prompt included, before truncation."""
-    dropped: list[dict[str, str]]
-    truncated: list[str]
-
-
-def prepare_rows(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, where: str) -> Rows:
-    """Turns pairs into conversational rows and takes out those that hold nothing to learn from.
-
-    TRL drops a row whose prompt fills `max_length` without a word: here it is named. Raises DataError
-    for a prompt that doesn't end with a user turn, for a chat template that doesn't end the answer, and
-    where no row is left.
-    """
-    specials = special_tokens(tokenizer)
-    kept = Rows([], [], [], [], [])
-    for pair in pairs:
-        if not pair.prompt or pair.prompt[-1]["role"] != "user":
-            raise DataError(f"{where}, pair {pair.id}: the prompt must end with a user turn")
-        row = _row(pair, specials)
-        prompt = _tokens(tokenizer, row["prompt"], add_generation_prompt=True)
-        sides = [_tokens(tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
-        longest = max(map(len, sides))
-        if max_length is not None and len(prompt) >= max_length:
-            reason = f"its prompt of {len(prompt)} tokens fills max_length {max_length}"
-        elif sides[0] == sides[1]:
-            reason = "chosen and rejected are the same"
-        else:
-            reason = ""
-        if reason:
-            kept.dropped.append({"id": pair.id, "reason": reason})
-            continue
-        if not kept.rows:
-            _check_end_of_turn(tokenizer, sides[0][len(prompt) :], where)
-        if max_length is not None and longest > max_length:
-            kept.truncated.append(pair.id)
-        kept.ids.append(pair.id)
-        kept.rows.append(row)
-        kept.lengths.append(longest)
-    if not kept.rows:
-        first = f" ({kept.dropped[0]['reason']})" if kept.dropped else ""
-        raise DataError(
-            f"{where}: none of {len(pairs)} pairs can be trained on{first}; look at the pairs stage"
-        )
-    return kept
-
-
-def _row(pair: Pair, specials: Sequence[str]) -> dict[str, list[Message]]:
-    def turn(role: str, text: str) -> Message:
-        # Arrow holds UTF-8 only, and model text may hold half a surrogate pair.
-        return {"role": role, "content": neutralise(text.encode("utf-8", "replace").decode(), specials)}
-
-    return {
-        "prompt": [turn(message["role"], message["content"]) for message in pair.prompt],
-        "chosen": [turn("assistant", pair.chosen)],
-        "rejected": [turn("assistant", pair.rejected)],
-    }
-
-
-def _tokens(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    # The template writes its own special tokens: asking for them again would double the first.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _check_end_of_turn(tokenizer: Any, completion: Sequence[int], where: str) -> None:
-    count = list(completion).count(tokenizer.eos_token_id)
-    if count != 1:
-        raise DataError(
-            f"{where}: a templated answer holds {count} × {tokenizer.eos_token!r} where 1 belongs; "
-            "the chat template and eos_token of the base must agree"
-        )
-
-
-class ByLength:
-    """A sampler: micro-batches of pairs that are alike in length, in an order drawn for each epoch.
-
-    `group_by_length` as transformers does it sorts fifty batches at a time, which with few pairs is the
-    whole set from longest to shortest: what is learned last would depend on length. Here the micro-batches
-    come shuffled, and the order depends on (seed, epoch) alone, so that a resumed run sees the same one.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = list(lengths), batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(stable_hash("by length", self.seed, self.epoch))
-        order = sorted(range(len(self)), key=lambda i: (self.lengths[i], rng.random()))
-        full, rest = divmod(len(order), self.batch)
-        # The loader cuts every `batch` rows, so the short batch comes last; which rows it holds is chance.
-        cut = rng.randint(0, full) * self.batch
-        short, order = order[cut : cut + rest], order[:cut] + order[cut + rest :]
-        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        rng.shuffle(batches)
-        return iter([i for batch in [*batches, short] for i in batch])
 
 
 # --- training -------------------------------------------------------------------------------------------

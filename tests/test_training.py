@@ -16,17 +16,9 @@ import pytest
 
 from loop.errors import AlignloopError, ConfigError, DataError
 from loop.records import Pair, write_jsonl
-from loop.training import (
-    ByLength,
-    TrainJob,
-    check_first_step,
-    completion_tokens_only,
-    main,
-    prepare_rows,
-    sigmoid_term,
-    train,
-    validate,
-)
+from loop.training import TrainJob, check_first_step, completion_tokens_only, main, sigmoid_term, train
+from loop.training_options import validate
+from loop.training_rows import ByLength, prepare_rows
 
 DPO: dict[str, Any] = {
     "loss_type": ["sigmoid", "sft"],
