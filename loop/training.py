@@ -8,13 +8,13 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from loop.engines.chat import render
+from loop.engines.noise import quieten
 from loop.errors import AlignloopError, ConfigError, DataError
 from loop.records import Message, Pair, read_jsonl
 from loop.training_options import validate
@@ -110,7 +110,7 @@ def _last_complete(work: Path) -> Path | None:
 
 def _build(job: TrainJob, pairs: Sequence[Pair], work: Path) -> tuple[Any, Rows]:
     """The DPO trainer with policy and reference in place, and the rows that it was given."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer, PrinterCallback
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -124,6 +124,8 @@ def _build(job: TrainJob, pairs: Sequence[Pair], work: Path) -> tuple[Any, Rows]
                 return super()._get_train_sampler(train_dataset)
             return ByLength(rows.lengths, args.per_device_train_batch_size, job.seed)
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     model, lora = _policy(job)
     try:
         with completion_tokens_only(args.device.type):
@@ -353,19 +355,6 @@ def read_job(folder: Path) -> TrainJob:
         raise DataError(f"{path}: not a training job ({error})") from None
 
 
-def _quiet() -> None:
-    """Keeps the log of a run free of progress bars; a person at a terminal still sees them."""
-    import datasets
-    from transformers.utils import logging
-
-    # Deprecations inside TRL and transformers are theirs to mend, not the user's.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        datasets.disable_progress_bars()
-        logging.disable_progress_bar()
-
-
 def _one_gpu() -> None:
     """TRL refuses several visible GPUs without a launcher: this process takes the first."""
     if "LOCAL_RANK" not in os.environ:
@@ -374,17 +363,19 @@ def _one_gpu() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the job in folder `argv[0]`. Returns 0, or 1 with one line on stderr for an error of ours."""
+    """Runs the job in folder `argv[0]`. Returns 0, 130 if interrupted, or 1 with one line on stderr."""
     if len(argv) != 1:
         print("usage: python -m loop.training JOB_DIR", file=sys.stderr)
         return 1
     try:
         _one_gpu()
-        _quiet()
+        quieten()
         train(read_job(Path(argv[0])))
     except AlignloopError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # the terminal tells the run too, and it says what to do
+        return 130
     return 0
 
 

@@ -399,3 +399,12 @@ def test_an_error_of_ours_is_one_line_on_stderr(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert main([str(tmp_path / "nothing")]) == 1
+
+
+def test_a_training_process_whose_output_nobody_watches_prints_nothing(
+    job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    write_job(tmp_path / "job", job(dpo={"max_steps": 1, "activation_checkpointing": True}))
+    process = start_process(tmp_path / "job")
+    assert process.communicate() == ("", "")
+    assert process.returncode == 0

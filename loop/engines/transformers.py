@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loop.engines import Prompt, Sample, Sampling
 from loop.engines.chat import render, special_tokens
 from loop.engines.decoding import batches, choose, common_prefix, fork, merge, new_cache, uniforms
+from loop.engines.noise import quieten
 from loop.errors import AssetError, ConfigError
 
 ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "</s>")
@@ -67,6 +68,7 @@ class TransformersEngine:
             raise AssetError(
                 f"{path}: no model there (config.json is missing); name a folder saved as safetensors"
             )
+        quieten()
         self.model = model or path
         self._device = torch.device(_device(device))
         self._batch_tokens = batch_tokens
