@@ -18,6 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_INTERRUPTED = 130
+
 Arguments = Annotated[
     list[str],
     typer.Argument(
@@ -161,9 +163,11 @@ def main() -> None:
             raise
         typer.echo(f"alignloop: {' '.join(str(error).split())}; --debug shows where", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("alignloop: interrupted; the same command resumes", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this exit code and says nothing.
+        if end.code == _INTERRUPTED:
+            typer.echo("alignloop: interrupted; the same command resumes", err=True)
+        raise
 
 
 if __name__ == "__main__":

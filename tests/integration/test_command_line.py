@@ -1,7 +1,9 @@
 """What a person meets at the terminal: exit codes, one line for an error, and verbs that need no model."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,13 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from loop.cli import main
 from loop.records import Attack, read_jsonl
 
 Alignloop = Callable[..., "CompletedProcess[str]"]
 Guarded = tuple[Path, "CompletedProcess[str]"]
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
 CRITIC = """
 from dataclasses import dataclass
 from loop.records import Critique, new_id
@@ -112,6 +117,63 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     done = alignloop("run", config, "runs=taken", cwd=tmp_path)
     assert done.returncode == 1
     assert "taken" in _one_line(done)
+
+
+def _interrupted(arguments: list[str], cwd: Path, moment: str) -> "CompletedProcess[str]":
+    """Presses Ctrl-C, which a terminal tells to the whole process group, once `moment` is there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "loop.cli", *arguments]
+    with (cwd / "stderr").open("w+") as stderr:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stderr=stderr, stdout=subprocess.PIPE, start_new_session=True
+        )
+        while not (cwd / moment).exists():
+            assert process.poll() is None, (cwd / "stderr").read_text(encoding="utf-8")
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    return CompletedProcess(command, process.returncode, "", (cwd / "stderr").read_text(encoding="utf-8"))
+
+
+def test_an_interrupted_run_says_how_to_resume(
+    config: Path, without_baseline: Callable[[Path], None], tmp_path: Path
+) -> None:
+    without_baseline(tmp_path / "runs" / "whole")
+    done = _interrupted(["run", str(config)], tmp_path, "runs/whole/manifest.json")
+    assert done.returncode == 130
+    assert _one_line(done) == "alignloop: interrupted; the same command resumes"
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_in_training_says_so_once(
+    config: Path, without_baseline: Callable[[Path], None], tmp_path: Path
+) -> None:
+    without_baseline(tmp_path / "runs" / "whole")
+    moment = "runs/whole/iterations/001/adapter.work/job.json"
+    done = _interrupted(["run", str(config)], tmp_path, moment)
+    assert done.returncode == 130
+    assert _one_line(done) == "alignloop: interrupted; the same command resumes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "COMMAND [ARGS]"),
+        (["--help"], 0, "COMMAND [ARGS]"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["show"], 2, "Missing argument 'RUN'"),
+        (["run", "--nonsense"], 2, "No such option: --nonsense"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_help_with_0(
+    arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["alignloop", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
 
 
 # --- spoilt files ---------------------------------------------------------------------------------------
