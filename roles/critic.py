@@ -41,9 +41,9 @@ class SeedCritic:
     layer: int = 14
     words: int = 60  # of an answer: human-labelled ones are long, the policy's are short
     write_below: float = 0.5  # an answer of less quality than this gets a written critique
-    critique_tokens: int = 40
+    critique_tokens: int = 24
     examples: int = 2  # human-labelled refusals shown to the model in revising
-    example_words: int = 40
+    example_words: int = 24
     refusal_openers: tuple[str, ...] = ("I can't help with", "I'm sorry, but I can't", "I won't help with")
     helpful_openers: tuple[str, ...] = ("Here is", "Sure.")
     fitted: dict[str, Any] | None = None  # what fit() learned, as plain numbers
