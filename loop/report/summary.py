@@ -25,7 +25,7 @@ def print_summary(run: RunDir) -> None:
     for iteration in iterations:
         if iteration.gate:
             out.print(
-                plain(f"iteration {iteration.number}: {iteration.gate['outcome']}. " + _because(iteration))
+                plain(f"\niteration {iteration.number}: {iteration.gate['outcome']}\n" + _because(iteration))
             )
     if (pair := before_and_after(run)) is not None:
         _print_pair(pair)
@@ -55,7 +55,7 @@ def _table(iterations: list[Iteration]) -> Table:
 
 
 def _because(iteration: Iteration) -> str:
-    return " ".join(iteration.gate.get("reasons", []))
+    return "\n".join(f"  {reason}" for reason in iteration.gate.get("reasons", []))
 
 
 def _print_pair(pair: tuple[Verdict, Verdict]) -> None:
