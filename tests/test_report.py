@@ -181,7 +181,8 @@ def test_a_summary_shows_hostile_text_as_text(run: RunDir, capsys: pytest.Captur
     assert "safety.harmful_compliance" in shown
     assert "0.90 [0.80, 1.00]" in shown
     assert "0.50 [0.40, 0.60] cov 50%" in shown
-    assert "iteration 1: promoted. Better" in shown
+    assert "iteration 1: promoted" in shown
+    assert "  Better" in shown
     assert "baseline (judged 0.90 compliant)" in shown
     joined = "".join(shown.split())
     assert "".join(f"alignloop show {run.root} attack-aa".split()) in joined
