@@ -117,7 +117,7 @@ def test_a_packaged_config_is_found_from_anywhere(tmp_path: Path, monkeypatch: p
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path, small: Path):
-    config = as_object(load_config([str(small), "train.dpo.learning_rate=5e-4"]))
+    config = as_object(load_config([str(small), "train.dpo.learning_rate=9e-4"]))
     assert config.train.dpo["learning_rate"] == 9e-4, "a number, not the string that YAML 1.1 would read"
     small.write_text(SMALL + "train: {dpo: {learning_rate: 2e-5}}\n")
     assert as_object(load_config([str(small)])).train.dpo["learning_rate"] == 2e-5
