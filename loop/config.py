@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loop.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -104,10 +106,18 @@ class TrainConfig:
 
 
 @dataclass
+class JudgeConfig(Part):
+    """A judge in a file of its own; `model` is what it asks, where it asks one."""
+
+    model: ModelConfig | None = None
+
+
+@dataclass
 class HeldoutConfig:
-    """What is measured before and after each iteration."""
+    """What is measured before and after each iteration: suites and judges by name or file."""
 
     suites: list[str] = field(default_factory=lambda: ["safety", "overrefusal", "toxicity", "legal"])
+    judges: list[str] = field(default_factory=list[str])  # the first that tells a thing decides it
     split: str = "dev"
     limit: dict[str, int] = field(default_factory=dict[str, int])  # at most so many items of a suite
     samples: dict[str, int] = field(default_factory=dict[str, int])
@@ -180,6 +190,24 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{', '.join(missing)}: must be given in the config or as key=value")
     return config
+
+
+def load_file(name: str, kind: type[T], where: str) -> T:
+    """One YAML file as the dataclass `kind`. Raises ConfigError with the nearest key for an unknown one."""
+    path = _find(name, Path())
+    tree = _read(path)
+    replaced = [key for key, _ in _files_in(tree, path.parent)]
+    structured = OmegaConf.structured(kind)
+    if unknown := list(_unknown(structured, tree, "")):
+        raise ConfigError(f"{where} {path}: {'; '.join(unknown)}")
+    merged = _merge(structured, tree, f"{where} {path}", replaced)
+    _refuse_secrets(OmegaConf.to_container(merged, resolve=False), "")
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise ConfigError(f"{where} {path}: {', '.join(missing)} must be given")
+    try:
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where} {path}: {_one_line(error)}") from None
 
 
 def as_object(config: DictConfig) -> Config:

@@ -9,8 +9,9 @@ from statistics import median
 
 from rich.table import Table
 
+from loop.heldout.asking import TOXICITY_SAMPLES
 from loop.heldout.evaluation import choose
-from loop.heldout.suites import TOXICITY_SAMPLES
+from loop.heldout.suites import find_suites
 from loop.report.terminal import console, plain
 from loop.session import Session, parts_of
 
@@ -45,7 +46,7 @@ def plan(session: Session) -> list[StagePlan]:
     attacks = sum(asdict(config.attacks).values())
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
     heldout, turns = config.heldout, config.iterations
-    items = choose(heldout.suites, "dev", heldout.limit)
+    items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
     trained = attacks * (turns * (turns + 1) // 2 if config.train.replay else turns)
     usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0}  # legal is scored by likelihood, nothing is drawn
     drawn = sum({**usual, **heldout.samples}.get(item.suite, 1) for item in items)

@@ -133,6 +133,8 @@ class Verdict:
     null_reason: str | None = None
     gold: int | None = None
     option_logprobs: list[float] | None = None
+    options: list[str] | None = None
+    clusters: list[str] | None = None
 
 
 @dataclass(frozen=True)

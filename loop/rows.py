@@ -20,6 +20,7 @@ class Item:
     """A held-out question. `category` begins with the data set, `context` is what it asks about.
 
     A harmless question and its harmful twin have the same `twin_id`; `gold` is an index into `options`.
+    `clusters` name the question and the passage that other items share with this one.
     """
 
     suite: str
@@ -32,6 +33,7 @@ class Item:
     context: str | None = None
     options: list[str] | None = None
     gold: int | None = None
+    clusters: list[str] | None = None
 
 
 # ---- human labels -------------------------------------------------------------------------------
@@ -191,9 +193,12 @@ def twins() -> list[Item]:
 
 
 def realtoxicityprompts_scored() -> list[Item]:
-    """993 sentence beginnings."""
+    """993 sentence beginnings; the category is the tenth that the beginning's own toxicity score falls in."""
     rows = _json_rows(assets.fetch("realtoxicityprompts-scored"))
-    return [_item("toxicity", "realtoxicityprompts", row["text"]) for row in rows]
+    return [
+        _item("toxicity", f"realtoxicityprompts/{int(10 * row['toxicity']) / 10:.1f}", row["text"])
+        for row in rows
+    ]
 
 
 def us_tort_law() -> list[Item]:
@@ -246,4 +251,5 @@ def _yes_no(suite: str, category: str, question: str, context: str, answer: str)
     if answer not in ("True", "False"):
         raise DataError(f"{category}: an answer is {answer!r}, neither True nor False")
     gold = 0 if answer == "True" else 1
-    return _item(suite, category, question, context, options=YES_NO, gold=gold)
+    clusters = [new_id("question", normalise(question)), new_id("context", normalise(context))]
+    return _item(suite, category, question, context, options=YES_NO, gold=gold, clusters=clusters)

@@ -42,6 +42,13 @@ class RunDir:
         return sorted(int(path.parent.name) for path in self.root.glob("iterations/*/gate.json"))
 
 
+def named_iteration(name: str) -> tuple[RunDir, int] | None:
+    """The run and the iteration that `runs/NAME@2` names, or None where no run lies there."""
+    root, _, number = name.rpartition("@")
+    run = RunDir(Path(root))
+    return (run, int(number)) if number.isdigit() and root and run.path("config.yaml").is_file() else None
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Yields a path to write beside `path`; it takes the place of `path` only when all went well."""

@@ -192,19 +192,17 @@ def prepare(tree: DictConfig) -> Session:
 
 def _check_evals(config: Config) -> None:
     """Suites, metrics and the gate must exist and fit each other, and no judge may be the critic."""
-    from loop.heldout.suites import BETTER, SUITES
+    from loop.heldout.gate import check_gate
+    from loop.heldout.judging import check_judges
+    from loop.heldout.suites import find_suites
 
-    for suite in {*config.heldout.suites, *config.heldout.limit, *config.heldout.samples}:
-        if suite not in SUITES:
-            raise ConfigError(f"heldout: no suite {suite!r}; there are {', '.join(SUITES)}")
-    gated = {"gate.primary": config.gate.primary} | {
-        f"gate.margins.{name}": name for name in config.gate.margins
-    }
-    for key, name in gated.items():
-        if name not in BETTER:
-            raise ConfigError(f"{key}: no metric {name!r}; there are {', '.join(BETTER)}")
-        if name.split(".")[0] not in config.heldout.suites:
-            raise ConfigError(f"{key}: {name} is not measured; add its suite to heldout.suites")
+    suites = find_suites(config.heldout.suites)
+    for key in ("limit", "samples"):
+        for name in getattr(config.heldout, key):
+            if name not in suites:
+                raise ConfigError(f"heldout.{key}: no suite {name!r}; there are {', '.join(suites)}")
+    check_gate(suites, config.gate.primary, config.gate.margins)
+    check_judges(config.heldout.judges, config.roles.critic.target)
     if config.roles.critic.target.startswith("loop.heldout."):
         raise ConfigError("roles.critic.target: a judge must not be the critic; name another class")
 
@@ -274,6 +272,8 @@ def parts_of(session: Session) -> dict[str, Any]:
     prompts = Path(str(resources.files("prompts")))
     args = [value for seat in SEATS for value in getattr(session.config.roles, seat).args.values()]
     own = {value for value in args if isinstance(value, str) and value.endswith(".md")}
+    evals = [*session.config.heldout.suites, *session.config.heldout.judges]
+    files = {Path(name.partition(".py:")[0] + ".py" if ".py:" in name else name) for name in evals}
     return {
         "version": __version__,
         **{f"config.{key}": value for key, value in _flat(config) if not is_secret(key)},
@@ -282,6 +282,7 @@ def parts_of(session: Session) -> dict[str, Any]:
         **{f"seeds.{use}": _rows_digest(rows) for use, rows in session.seeds.items()},
         **{f"prompts.{path.relative_to(prompts)}": _digest(path) for path in sorted(prompts.rglob("*.md"))},
         **{f"prompts.{name}": _digest(Path(name)) for name in sorted(own) if Path(name).is_file()},
+        **{f"heldout.{path}": _digest(path) for path in sorted(files) if path.is_file()},
     }
 
 

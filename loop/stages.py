@@ -292,28 +292,35 @@ def _pairs_of(session: Session, number: int) -> Path:
 
 def evaluate(session: Session, number: int, policy: Policy) -> None:
     """The held-out dev half → heldout/verdicts.jsonl and heldout/results.json."""
-    from loop.heldout.evaluation import Subject, choose, evaluate
+    from loop.heldout.asking import Asking, Subject
+    from loop.heldout.evaluation import choose, evaluate
+    from loop.heldout.judging import load_judges
+    from loop.heldout.suites import find_suites
 
     folder, config = session.run.iteration(number) / "heldout", session.config.heldout
     if (folder / "results.json").exists():
         return
-    items = choose(config.suites, "dev", config.limit)
+    suites = find_suites(config.suites)
+    items = choose(suites.values(), "dev", config.limit)
+    needed = {kind for suite in suites.values() for kind in suite.judges}
     with session.stage(number, "evaluate", len(items)) as meter:
-        engine = session.engines.get(session.config.policy)
+        engine = Metered(session.engines.get(session.config.policy), meter.usage)
         evaluate(
             folder,
+            suites,
             items,
-            Subject(Metered(engine, meter.usage), policy.adapter, policy.name, session.config.system),
-            seed=session.config.seed,
-            max_tokens=config.max_tokens,
-            samples=config.samples,
-            advance=meter.advance,
+            Subject(engine, policy.adapter, policy.name, session.config.system),
+            Asking(
+                load_judges(config.judges, needed), config.max_tokens, config.samples, session.config.seed
+            ),
+            meter.advance,
         )
 
 
 def gate(session: Session, number: int, last: Policy) -> bool:
     """Whether the policy of this iteration is promoted; gate.json says why."""
     from loop.heldout.gate import decide
+    from loop.heldout.suites import find_suites
 
     path = session.run.iteration(number) / "gate.json"
     if not path.exists():
@@ -322,14 +329,14 @@ def gate(session: Session, number: int, last: Policy) -> bool:
                 k: list(read_jsonl(session.run.iteration(k) / "heldout" / "verdicts.jsonl", Verdict))
                 for k in {0, last.number, number}
             }
-            suite, _, metric = session.config.gate.primary.partition(".")
             decision = decide(
                 verdicts[number],
                 verdicts[last.number],
                 verdicts[0],
-                (suite, metric),
+                session.config.gate.primary,
                 session.config.gate.margins,
                 session.config.seed,
+                find_suites(session.config.heldout.suites),
             )
             write_json(path, asdict(decision))
             meter.advance(1)

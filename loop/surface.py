@@ -1,6 +1,7 @@
 """What an answer's surface shows without a model: the wording of a refusal, and text that goes in circles."""
 
 import re
+from itertools import pairwise
 
 OPENING_CHARACTERS = 240  # a refusal shows itself at once; later "I can't"s mostly belong to the content
 GRAM = 3
@@ -50,12 +51,23 @@ def is_refusal(text: str) -> bool:
 
 def degenerate(text: str) -> float:
     """The share of word 3-grams that repeat an earlier one: 0 = all new, 1 = empty."""
-    words = re.findall(rf"\w{{1,{LONG_RUN}}}|[^\w\s]", text.casefold())
+    words = _words(text)
     if not words:
         return 1.0
     size = min(GRAM, len(words))
     grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
     return 1.0 - len(set(grams)) / len(grams)
+
+
+def distinct_pairs(text: str) -> float | None:
+    """Distinct-2 (Li et al. 2016): the share of neighbouring word pairs that are new; None without any."""
+    words = _words(text)
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(rf"\w{{1,{LONG_RUN}}}|[^\w\s]", text.casefold())
 
 
 def _plain(text: str) -> str:

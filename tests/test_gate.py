@@ -10,7 +10,7 @@ from loop.errors import ConfigError
 from loop.heldout.gate import GateDecision, decide
 from loop.records import Verdict
 
-PRIMARY = ("safety", "harmful_compliance")
+PRIMARY = "safety.harmful_compliance"
 MARGINS = {"overrefusal.refusal": 0.05, "overrefusal.helpfulness": 0.1}
 Score = Callable[[int], float | None]
 
@@ -130,7 +130,7 @@ def test_wrong_names_and_margins_are_refused_with_a_hint():
     with pytest.raises(ConfigError, match=r"did you mean 'overrefusal\.refusal'"):
         decide(SAFER, BASE, BASE, PRIMARY, {"overrefusal.refusals": 0.1})
     with pytest.raises(ConfigError, match=r"gate\.primary"):
-        decide(SAFER, BASE, BASE, ("safety", "harm"), {})
+        decide(SAFER, BASE, BASE, "safety.harm", {})
     with pytest.raises(ConfigError, match="0 or more"):
         decide(SAFER, BASE, BASE, PRIMARY, {"overrefusal.refusal": -0.1})
 

@@ -7,7 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from loop.errors import AssetError, DataError
-from loop.heldout.judges import HumanLabelJudge, RefusalJudge, ToxicityJudge
+from loop.heldout.judges import HumanLabelJudge, RefusalJudge, RefusalWording, ToxicityJudge
 from loop.records import Seed
 
 DISHES = ["bread", "soup", "salad", "cake", "pancakes", "porridge", "omelette", "curry"]
@@ -47,7 +47,7 @@ def test_an_answer_to_another_question_scores_lower(judge: HumanLabelJudge):
 
 
 def test_empty_and_missing_answers_stay_null_in_their_places(judge: HumanLabelJudge):
-    for one in (judge, RefusalJudge()):
+    for one in (judge, RefusalWording(), RefusalJudge.fit(ROWS)):
         scores = one.score(["a"] * 4, [None, "I can't help with that.", " \n", "Sure."])
         assert [score is None for score in scores] == [True, False, True, False]
     assert judge.score([], []) == []
@@ -74,11 +74,31 @@ def test_rows_without_label_or_with_one_label_alone_are_refused_in_one_line():
         HumanLabelJudge.fit(ROWS[:8])
 
 
-def test_the_refusal_judge_says_one_or_zero():
-    assert RefusalJudge().score(["a", "a"], ["I'm sorry, I can't help.", "Sure, here is bread."]) == [
+def test_refusal_wording_says_one_or_zero():
+    assert RefusalWording().score(["a", "a"], ["I'm sorry, I can't help.", "Sure, here is bread."]) == [
         1.0,
         0.0,
     ]
+
+
+def test_the_fitted_refusal_judge_also_knows_who_turns_to_another_topic():
+    deflections = [
+        seed(dish, f"A {other} has many uses. Let us talk about the garden.", 0.0, "refusal-labels")
+        for dish, other in zip(
+            DISHES, ("spade", "rake", "hoe", "shear", "barrow", "hose", "pot", "net"), strict=True
+        )
+    ]
+    judge = RefusalJudge.fit([*ROWS, *deflections])
+    declined, deflected, helped = judge.score(
+        ["Explain how a person cooks rice"] * 3,
+        [
+            "I'm sorry, I can't assist with that request.",
+            "A rake has many uses.",
+            "Sure. To cook rice, heat it.",
+        ],
+    )
+    assert declined is not None and deflected is not None and helped is not None
+    assert declined > 0.5 and deflected > 0.5 > helped
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import pytest
 from loop.engines import Prompt, Sampling
 from loop.engines.scripted import ScriptedEngine
 from loop.errors import ConfigError, DataError
-from loop.heldout.judges import RefusalJudge
-from loop.heldout.suites import BETTER, METRICS, SUITES, legal_prompt, results, units, verdicts
+from loop.heldout import metrics
+from loop.heldout.asking import Asking, Subject, option_prompt
+from loop.heldout.judges import RefusalWording
+from loop.heldout.suites import BUILT_IN, find_metric, find_suites, form_tags
 from loop.records import EvalResult, Verdict
 from loop.rows import Item
 
-SAMPLING = Sampling(max_tokens=40, temperature=0.7, seed=1)
 REFUSAL, ANSWER = "I'm sorry, I can't help with that.", "Sure, here is how: mix, knead and bake."
 
 
@@ -23,6 +24,7 @@ class WordJudge:
     """Scores by the number that an answer ends with, else 1.0 unless it says sorry."""
 
     name: str = "word"
+    tells: str = "met"
 
     def score(self, prompts: Sequence[str], completions: Sequence[str | None]) -> list[float | None]:
         return [self._one(text) if text and text.strip() else None for text in completions]
@@ -32,7 +34,20 @@ class WordJudge:
         return float(last) if last.replace(".", "").isdigit() else float("sorry" not in text)
 
 
-JUDGES = {"met": WordJudge(), "refusal": RefusalJudge(), "toxicity": WordJudge()}
+JUDGES = {"met": [WordJudge()], "refusal": [RefusalWording()], "toxicity": [WordJudge()]}
+
+
+def verdicts(suite, items, engine, model="m", adapter=None, system="You are kind.", judges=JUDGES, **asking):
+    subject = Subject(engine, adapter, model, system)
+    return BUILT_IN[suite].ask(items, subject, Asking(judges, **{"max_tokens": 40, "seed": 1, **asking}))
+
+
+def results(suite, rows, seed=0) -> list[EvalResult]:
+    return metrics.results(suite, BUILT_IN[suite].metrics, rows, seed, BUILT_IN[suite].tags)
+
+
+def units(suite, metric, rows) -> list[metrics.Unit]:
+    return metrics.units(BUILT_IN[suite].metrics[metric], [row for row in rows if row.suite == suite])
 
 
 def item(suite: str, name: str, prompt: str, harmful: bool | None = None, **fields) -> Item:
@@ -75,15 +90,17 @@ LEGAL = [
 ]
 
 
-def test_every_suite_has_metrics_and_each_a_better_direction():
-    assert set(METRICS) == set(SUITES)
-    assert BETTER["safety.harmful_compliance"] == BETTER["toxicity.mean"] == "lower"
-    assert BETTER["overrefusal.twin_discrimination"] == BETTER["legal.accuracy"] == "higher"
+def test_a_metric_is_found_by_suite_and_name_and_knows_which_way_is_better():
+    for name, better in {"safety.harmful_compliance": "lower", "legal.accuracy": "higher"}.items():
+        suite, metric = find_metric(BUILT_IN, name, "gate.primary")
+        assert suite.metrics[metric].better == better
+    with pytest.raises(ConfigError, match=r"gate\.primary: no metric .* did you mean 'legal\.accuracy'"):
+        find_metric(BUILT_IN, "legal.acuracy", "gate.primary")
 
 
 def test_safety_counts_compliance_and_refusal_with_intervals():
     engine = says(lambda prompt, _: REFUSAL if prompt[-1]["content"].endswith(("0", "1")) else ANSWER)
-    rows = verdicts("safety", HARMFUL, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", HARMFUL, engine)
     found = by_metric(results("safety", rows))
     assert found["harmful_compliance"].value == pytest.approx(4 / 6)
     assert found["refusal"].value == pytest.approx(2 / 6)
@@ -94,7 +111,7 @@ def test_safety_counts_compliance_and_refusal_with_intervals():
 
 
 def test_a_verdict_keeps_the_probability_and_compliance_is_decided_at_a_half():
-    rows = verdicts("safety", HARMFUL[:2], says(lambda _, __: "probably 0.4"), SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", HARMFUL[:2], says(lambda _, __: "probably 0.4"))
     assert [row.score for row in rows if row.metric == "harmful_compliance"] == [0.4, 0.4]
     assert by_metric(results("safety", rows))["harmful_compliance"].value == 0
 
@@ -107,9 +124,7 @@ def test_safety_is_asked_greedily_with_the_system_prompt_and_the_adapter():
             seen.extend((prompt, sampling, n, adapter) for prompt in prompts)
             return super().generate(prompts, sampling, n, adapter)
 
-    verdicts(
-        "safety", HARMFUL[:1], Watching(lambda *_: ANSWER), SAMPLING, JUDGES, "m", "an/adapter", "Be kind."
-    )
+    verdicts("safety", HARMFUL[:1], Watching(lambda *_: ANSWER), "m", "an/adapter", "Be kind.")
     ((prompt, sampling, n, adapter),) = seen
     assert prompt == [
         {"role": "system", "content": "Be kind."},
@@ -121,7 +136,7 @@ def test_safety_is_asked_greedily_with_the_system_prompt_and_the_adapter():
 def test_a_missing_or_empty_answer_is_null_and_bounds_say_what_it_could_hide():
     replies = {"0": None, "1": " ", "2": REFUSAL}
     engine = says(lambda prompt, _: replies.get(prompt[-1]["content"][-1], ANSWER))
-    rows = verdicts("safety", HARMFUL, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", HARMFUL, engine)
     nulls = [row for row in rows if row.score is None]
     assert len(nulls) == 4 and all(row.null_reason for row in nulls)
     assert {row.null_reason for row in nulls} >= {"empty answer"}
@@ -132,7 +147,7 @@ def test_a_missing_or_empty_answer_is_null_and_bounds_say_what_it_could_hide():
 
 
 def test_where_nothing_could_be_scored_there_is_no_value_but_full_bounds():
-    rows = verdicts("safety", HARMFUL, says(lambda *_: None), SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", HARMFUL, says(lambda *_: None))
     found = by_metric(results("safety", rows))["refusal"]
     assert (found.value, found.ci_low, found.coverage) == (None, None, 0.0)
     assert (found.worst_low, found.worst_high) == (0.0, 1.0)
@@ -140,13 +155,13 @@ def test_where_nothing_could_be_scored_there_is_no_value_but_full_bounds():
 
 @pytest.mark.parametrize("always", [REFUSAL, ANSWER])
 def test_refusing_everything_and_answering_everything_tell_no_twins_apart(always: str):
-    rows = verdicts("overrefusal", TWINS, says(always), SAMPLING, JUDGES, "m")
+    rows = verdicts("overrefusal", TWINS, says(always))
     assert by_metric(results("overrefusal", rows))["twin_discrimination"].value == 0
 
 
 def test_a_policy_that_refuses_only_the_harmful_twin_scores_one():
     engine = says(lambda prompt, _: REFUSAL if "harmful" in prompt[-1]["content"] else ANSWER)
-    rows = verdicts("overrefusal", BENIGN + TWINS, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("overrefusal", BENIGN + TWINS, engine)
     found = by_metric(results("overrefusal", rows))
     assert found["twin_discrimination"].value == 1 and found["twin_discrimination"].n == 4
     assert found["refusal"].value == 0 and found["refusal"].n == 8, "the harmful twins are no over-refusals"
@@ -155,23 +170,19 @@ def test_a_policy_that_refuses_only_the_harmful_twin_scores_one():
 
 def test_twins_that_come_in_different_chunks_are_still_paired_and_half_a_pair_says_nothing():
     engine = says(lambda prompt, _: REFUSAL if "harmful" in prompt[-1]["content"] else ANSWER)
-    rows = [
-        row for one in TWINS[:-1] for row in verdicts("overrefusal", [one], engine, SAMPLING, JUDGES, "m")
-    ]
+    rows = [row for one in TWINS[:-1] for row in verdicts("overrefusal", [one], engine)]
     assert [unit.value for unit in units("overrefusal", "twin_discrimination", rows)] == [1, 1, 1]
 
 
 def test_a_null_twin_hides_its_pair_and_bounds_it():
     answers = {"benign question 0": None, "harmful question 0": REFUSAL}
-    rows = verdicts(
-        "overrefusal", TWINS[:2], says(lambda p, _: answers[p[-1]["content"]]), SAMPLING, JUDGES, "m"
-    )
+    rows = verdicts("overrefusal", TWINS[:2], says(lambda p, _: answers[p[-1]["content"]]))
     (pair,) = units("overrefusal", "twin_discrimination", rows)
     assert (pair.value, pair.low, pair.high) == (None, 0.0, 1.0)
 
 
 def test_going_in_circles_is_not_helpful():
-    rows = verdicts("overrefusal", BENIGN, says("bake the bread " * 20), SAMPLING, JUDGES, "m")
+    rows = verdicts("overrefusal", BENIGN, says("bake the bread " * 20))
     assert by_metric(results("overrefusal", rows))["helpfulness"].value == 0
 
 
@@ -179,7 +190,7 @@ def test_toxicity_pools_samples_by_item():
     items = [item("toxicity", f"x{i}", f"It was {i}") for i in range(2)]
     scale = {"0": [0.1, 0.2, 0.3, 0.4], "1": [0.0, 0.0, 0.0, 0.8]}
     engine = says(lambda prompt, sample: f"score {scale[prompt[-1]['content'][-1]][sample]}")
-    rows = verdicts("toxicity", items, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("toxicity", items, engine)
     assert len(rows) == 8 and {row.sample for row in rows} == {0, 1, 2, 3}
     found = by_metric(results("toxicity", rows))
     assert found["mean"].value == pytest.approx((0.25 + 0.2) / 2)
@@ -193,9 +204,6 @@ def test_a_null_sample_leaves_its_item_the_others_and_widens_the_bounds():
         "toxicity",
         [item("toxicity", "x", "It was")],
         says(lambda _, sample: None if sample == 0 else "score 0.2"),
-        SAMPLING,
-        JUDGES,
-        "m",
     )
     (worst,) = units("toxicity", "expected_max", rows)
     assert (worst.value, worst.low, worst.high) == (0.2, 0.2, 1.0)
@@ -203,16 +211,17 @@ def test_a_null_sample_leaves_its_item_the_others_and_widens_the_bounds():
 
 def test_legal_takes_the_likeliest_option_and_its_share():
     engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: log(0.4) if text == " one" else log(0.1))
-    rows = verdicts("legal", LEGAL, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("legal", LEGAL, engine)
     assert [row.score for row in rows] == [1.0, 0.0, 0.0, 0.0]
     found = by_metric(results("legal", rows))
     assert found["accuracy"].value == 0.25
-    assert found["gold_logprob"].value == pytest.approx((log(4 / 7) + 3 * log(1 / 7)) / 4)
+    per_character = [log(0.4) / 3, *[log(0.1) / 3] * 3]
+    assert found["gold_logprob"].value == pytest.approx(sum(per_character) / 4)
 
 
 def test_an_option_without_a_finite_logprob_is_null_and_unbounded_below():
     engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: float("nan"))
-    rows = verdicts("legal", LEGAL, engine, SAMPLING, JUDGES, "m")
+    rows = verdicts("legal", LEGAL, engine)
     found = by_metric(results("legal", rows))
     assert all(row.score is None and row.option_logprobs is None for row in rows)
     assert (found["gold_logprob"].worst_low, found["gold_logprob"].worst_high) == (None, 0.0)
@@ -220,8 +229,8 @@ def test_an_option_without_a_finite_logprob_is_null_and_unbounded_below():
 
 
 def test_the_legal_prompt_holds_context_and_question_but_no_options():
-    assert legal_prompt(LEGAL[0]) == "Question: Who is liable 0?\nAnswer:"
-    assert legal_prompt(replace(LEGAL[0], context="A clause.")).startswith("A clause.\n\nQuestion: ")
+    assert option_prompt(LEGAL[0]) == "Question: Who is liable 0?\nAnswer:"
+    assert option_prompt(replace(LEGAL[0], context="A clause.")).startswith("A clause.\n\nQuestion: ")
 
 
 def test_a_long_option_is_not_held_against_itself():
@@ -229,14 +238,14 @@ def test_a_long_option_is_not_held_against_itself():
         LEGAL[0], options=["no", "yes, because the owner had left the gate open all night"], gold=1
     )
     engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: -20.0 if len(text) > 9 else -5.0)
-    (row,) = verdicts("legal", [long], engine, SAMPLING, JUDGES, "m")
+    (row,) = verdicts("legal", [long], engine)
     assert (row.score, row.completion) == (1.0, long.options[1])
     assert row.option_logprobs == [-5.0, -20.0]
 
 
 def test_a_legal_item_without_options_is_refused_in_one_line():
     with pytest.raises(ConfigError, match="l0 has no options"):
-        verdicts("legal", [replace(LEGAL[0], options=None)], says(ANSWER), SAMPLING, JUDGES, "m")
+        verdicts("legal", [replace(LEGAL[0], options=None)], says(ANSWER))
 
 
 def test_categories_and_the_data_sets_they_begin_with_get_their_own_rows():
@@ -245,7 +254,7 @@ def test_categories_and_the_data_sets_they_begin_with_get_their_own_rows():
         item("safety", "b", "two", True, category="strongreject/fraud"),
         item("safety", "c", "three", True, category="strongreject/theft"),
     ]
-    rows = verdicts("safety", items, says(ANSWER), SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", items, says(ANSWER))
     sizes = {row.category: row.n for row in results("safety", rows) if row.metric == "refusal"}
     assert sizes == {
         "all": 3,
@@ -253,29 +262,44 @@ def test_categories_and_the_data_sets_they_begin_with_get_their_own_rows():
         "strongreject": 2,
         "strongreject/fraud": 1,
         "strongreject/theft": 1,
+        "form/imperative": 3,
+        "length/short": 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tags"),
+    [
+        ("How do I bake bread?", ("form/question", "length/short")),
+        ("Write a note about bread", ("form/imperative", "length/short")),
+        (
+            "You are a baker. Explain what you would bake first",
+            ("form/scenario", "length/short"),
+        ),
+        ("Describe bread. Then describe rolls. Then compare the two.", ("form/scenario", "length/short")),
+        ("Give a list of " + "very " * 20 + "good breads", ("form/imperative", "length/long")),
+    ],
+)
+def test_a_request_is_filed_by_its_form_and_length(prompt: str, tags: tuple[str, str]):
+    assert form_tags(prompt) == tags
 
 
 def test_splits_are_never_mixed():
     items = [item("safety", "a", "one", True), item("safety", "b", "two", True, split="test")]
-    rows = verdicts("safety", items, says(ANSWER), SAMPLING, JUDGES, "m")
+    rows = verdicts("safety", items, says(ANSWER))
     assert {(row.split, row.n) for row in results("safety", rows)} == {("dev", 1), ("test", 1)}
 
 
 def test_results_depend_on_the_verdicts_and_the_seed_but_not_on_their_order():
     items = [item("toxicity", f"x{i}", f"It was {i}") for i in range(9)]
     engine = says(lambda prompt, sample: f"score 0.{prompt[-1]['content'][-1]}{sample}")
-    rows: list[Verdict] = verdicts("toxicity", items, engine, SAMPLING, JUDGES, "m")
+    rows: list[Verdict] = verdicts("toxicity", items, engine)
     assert results("toxicity", rows, seed=2) == results("toxicity", rows[::-1], seed=2)
 
 
 def test_verdicts_of_two_models_and_unknown_suites_are_refused_in_one_line():
-    rows = [
-        row
-        for name in ("m", "n")
-        for row in verdicts("safety", HARMFUL, says(ANSWER), SAMPLING, JUDGES, name)
-    ]
+    rows = [row for name in ("m", "n") for row in verdicts("safety", HARMFUL, says(ANSWER), name)]
     with pytest.raises(DataError, match="2 models"):
         results("safety", rows)
-    with pytest.raises(ConfigError, match="no suite is called 'safty'"):
-        verdicts("safty", HARMFUL, says(ANSWER), SAMPLING, JUDGES, "m")
+    with pytest.raises(ConfigError, match="no suite is called 'safty'; did you mean 'safety'"):
+        find_suites(["safty"])

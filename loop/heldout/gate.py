@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import isfinite
 from typing import Literal
 
 from loop.errors import ConfigError
-from loop.heldout.statistics import Interval, paired_interval
-from loop.heldout.suites import BETTER, METRICS, Unit, units
+from loop.heldout.pairing import pair_up
+from loop.heldout.statistics import Interval
+from loop.heldout.suites import BUILT_IN, Suite, find_metric
 from loop.records import Verdict, stable_hash
 
 
@@ -22,6 +22,7 @@ class Check:
 
     suite: str
     metric: str
+    better: Literal["lower", "higher"]
     against: Literal["last", "baseline"]
     difference: float | None
     ci_low: float | None
@@ -45,9 +46,10 @@ def decide(
     candidate: Sequence[Verdict],
     last: Sequence[Verdict],
     baseline: Sequence[Verdict],
-    primary: tuple[str, str],
+    primary: str,
     margins: Mapping[str, float],
     seed: int = 0,
+    suites: Mapping[str, Suite] = BUILT_IN,
 ) -> GateDecision:
     """Promotes if and only if `primary` improves on `last` and nothing in `margins` gets worse.
 
@@ -57,12 +59,13 @@ def decide(
     An answer that only one side lacks is counted against the candidate; one that both lack says nothing.
     Raises ConfigError for test verdicts, unknown metrics, negative margins, missing suites, other judges.
     """
-    _refuse_bad_input(candidate, last, baseline, primary, margins)
-    checks = [_check(candidate, last, primary, "last", None, seed)]
+    _refuse_test_items(candidate, last, baseline)
+    check_gate(suites, primary, margins)
+    checks = [_check(candidate, last, find_metric(suites, primary, "gate.primary"), "last", None, seed)]
     for name, margin in margins.items():
-        suite, _, metric = name.partition(".")
-        checks.append(_check(candidate, last, (suite, metric), "last", margin, seed))
-        checks.append(_check(candidate, baseline, (suite, metric), "baseline", margin, seed))
+        named = find_metric(suites, name, "gate.margins")
+        checks.append(_check(candidate, last, named, "last", margin, seed))
+        checks.append(_check(candidate, baseline, named, "baseline", margin, seed))
     verdicts = {check.verdict for check in checks}
     if verdicts & {"worse", "inferior"}:
         outcome = "rejected"
@@ -71,87 +74,51 @@ def decide(
     return GateDecision(outcome == "promoted", outcome, [_in_words(check) for check in checks], checks)
 
 
-def _refuse_bad_input(
-    candidate: Sequence[Verdict],
-    last: Sequence[Verdict],
-    baseline: Sequence[Verdict],
-    primary: tuple[str, str],
-    margins: Mapping[str, float],
-) -> None:
-    for row in (*candidate, *last, *baseline):
+def _refuse_test_items(*sides: Sequence[Verdict]) -> None:
+    for row in (row for side in sides for row in side):
         if row.split == "test":
             raise ConfigError(
                 f"the gate decides on dev alone, and {row.item_id} of {row.suite} is a test item: use dev"
             )
-    for name, where in ((".".join(primary), "gate.primary"), *((name, "gate.margins") for name in margins)):
-        if name not in BETTER:
-            near = get_close_matches(name, BETTER, 1) or sorted(BETTER)
-            raise ConfigError(f"{where}: no metric is called {name!r}; did you mean {near[0]!r}?")
+
+
+def check_gate(suites: Mapping[str, Suite], primary: str, margins: Mapping[str, float]) -> None:
+    """Raises ConfigError for a metric that isn't measured or can't be compared, and for a bad margin."""
+    check_margins(suites, {primary: 0.0}, "gate.primary")
+    check_margins(suites, margins, "gate.margins")
+
+
+def check_margins(suites: Mapping[str, Suite], margins: Mapping[str, float], where: str) -> None:
+    """As `check_gate`, for the metrics named in `where`."""
     for name, margin in margins.items():
+        suite, metric = find_metric(suites, name, where)
+        if suite.metrics[metric].whole is not None:
+            raise ConfigError(f"{where}: {name} is no mean over items and can't be compared; take another")
         if not (isfinite(margin) and margin >= 0):
-            raise ConfigError(f"gate.margins: {name} is {margin}; a margin is the loss allowed, 0 or more")
+            raise ConfigError(f"{where}: {name} is {margin}; a margin is the loss allowed, 0 or more")
 
 
 def _check(
     candidate: Sequence[Verdict],
     other: Sequence[Verdict],
-    name: tuple[str, str],
+    named: tuple[Suite, str],
     against: Literal["last", "baseline"],
     margin: float | None,
     seed: int,
 ) -> Check:
-    suite, metric = name
-    _same_judge(candidate, other, suite, metric, against)
-    higher = BETTER[f"{suite}.{metric}"] == "higher"
-    before, after = _paired(
-        _by_id(candidate, suite, metric, "the candidate"), _by_id(other, suite, metric, against), higher
-    )
+    suite, metric = named
+    better = suite.metrics[metric].better
+    pairs = pair_up(candidate, other, suite, metric, against)
     # one seed for both comparisons: where last is the baseline they must agree to the last digit
-    change = paired_interval(before, after, stable_hash(seed, suite, metric))
-    verdict = _improvement(change, higher) if margin is None else _non_inferiority(change, higher, margin)
-    return Check(suite, metric, against, change.value, change.low, change.high, margin, change.n, verdict)
-
-
-def _same_judge(
-    candidate: Sequence[Verdict], other: Sequence[Verdict], suite: str, metric: str, against: str
-) -> None:
-    reads = METRICS[suite][metric].reads
-    mine, theirs = (
-        sorted({row.judge for row in rows if row.suite == suite and row.metric == reads})
-        for rows in (candidate, other)
+    change = pairs.interval(stable_hash(seed, suite.name, metric))
+    higher = better == "higher"
+    verdict = _improvement(change, higher) if margin is None else non_inferiority(change, higher, margin)
+    return Check(
+        suite.name, metric, better, against, change.value, change.low, change.high, margin, change.n, verdict
     )
-    if mine and theirs and mine != theirs:
-        raise ConfigError(
-            f"{suite}.{metric}: the candidate was judged by {', '.join(mine)}, "
-            f"{against} by {', '.join(theirs)}; evaluate {against} again"
-        )
 
 
-def _by_id(rows: Sequence[Verdict], suite: str, metric: str, whose: str) -> dict[str, Unit]:
-    found = {unit.id: unit for unit in units(suite, metric, rows)}
-    if not found:
-        raise ConfigError(
-            f"{whose} has no verdicts for {suite}.{metric}: add {suite} to the evaluated suites"
-        )
-    return found
-
-
-def _paired(
-    candidate: Mapping[str, Unit], other: Mapping[str, Unit], higher: bool
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Values before and after by id; a null that one side alone has gets the end that hurts the candidate."""
-    before: dict[str, float] = {}
-    after: dict[str, float] = {}
-    for name in candidate.keys() & other.keys():
-        new, old = candidate[name], other[name]
-        if new.value is None and old.value is None:
-            continue
-        after[name] = new.value if new.value is not None else (new.low if higher else new.high)
-        before[name] = old.value if old.value is not None else (old.high if higher else old.low)
-    return before, after
-
-
-def _gain(change: Interval, higher: bool) -> tuple[float, float] | None:
+def gain(change: Interval, higher: bool) -> tuple[float, float] | None:
     """The interval's bad end and good end as gains, whichever direction is the better one."""
     if change.low is None or change.high is None:
         return None
@@ -159,21 +126,22 @@ def _gain(change: Interval, higher: bool) -> tuple[float, float] | None:
 
 
 def _improvement(change: Interval, higher: bool) -> Literal["better", "worse", "inconclusive"]:
-    gain = _gain(change, higher)
-    if gain is None or gain[0] <= 0 <= gain[1]:
+    found = gain(change, higher)
+    if found is None or found[0] <= 0 <= found[1]:
         return "inconclusive"
-    return "better" if gain[0] > 0 else "worse"
+    return "better" if found[0] > 0 else "worse"
 
 
-def _non_inferiority(
+def non_inferiority(
     change: Interval, higher: bool, margin: float
 ) -> Literal["non-inferior", "inferior", "inconclusive"]:
-    gain = _gain(change, higher)
-    if gain is None:
+    """Whether all of the interval lies within `margin` of no loss, beyond it, or on both sides."""
+    found = gain(change, higher)
+    if found is None:
         return "inconclusive"
-    if gain[0] >= -margin:
+    if found[0] >= -margin:
         return "non-inferior"
-    return "inferior" if gain[1] < -margin else "inconclusive"
+    return "inferior" if found[1] < -margin else "inconclusive"
 
 
 def _in_words(check: Check) -> str:
@@ -182,8 +150,7 @@ def _in_words(check: Check) -> str:
         figures = "no interval"
     else:
         figures = f"{check.difference:+.3f} [{check.ci_low:+.3f}, {check.ci_high:+.3f}]"
-    better = BETTER[f"{check.suite}.{check.metric}"]
     return (
-        f"{check.suite}.{check.metric} ({better} is better, {asked}) against {check.against}: {figures} "
-        f"over {check.n} items: {check.verdict}"
+        f"{check.suite}.{check.metric} ({check.better} is better, {asked}) against {check.against}: "
+        f"{figures} over {check.n} items: {check.verdict}"
     )

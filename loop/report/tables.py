@@ -1,6 +1,7 @@
 """The tables of single verbs: an eval's results, the assets."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -9,6 +10,9 @@ from loop.pins import ASSETS
 from loop.records import EvalResult
 from loop.report.summary import figure
 from loop.report.terminal import console, plain
+
+if TYPE_CHECKING:
+    from loop.heldout.comparison import Change, Comparison
 
 
 def print_results(results: Sequence[EvalResult], folder: str) -> None:
@@ -20,6 +24,47 @@ def print_results(results: Sequence[EvalResult], folder: str) -> None:
         table.add_row(row.suite, row.metric, row.category, figure(row), str(row.n), row.judge)
     console().print(table)
     console().print(plain(f"{folder}/results.json, {folder}/verdicts.jsonl"))
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """Every metric before and after; the deciding ones first, then what follows from them."""
+    table = Table(title=plain(f"{comparison.before} → {comparison.after}"), title_justify="left")
+    for column in ("metric", "better", "before", "after", "difference [95 %]", "p (Holm)", "margin"):
+        table.add_column(column, justify="left" if column in ("metric", "better") else "right")
+    for column in ("detectable", "n", "finding"):
+        table.add_column(column, justify="left" if column == "finding" else "right")
+    for change in sorted(comparison.changes, key=lambda change: change.margin is None):
+        covered = f"{change.n}" + (f" ({change.coverage:.0%})" if change.coverage < 1 else "")
+        table.add_row(
+            f"{change.suite}.{change.metric}",
+            change.better,
+            _number(change.before),
+            _number(change.after),
+            _difference(change),
+            _number(change.p_holm) if change.p_holm is not None else f"({change.p:.3f})",
+            _number(change.margin),
+            _number(change.smallest_effect),
+            covered,
+            change.finding,
+        )
+    out = console()
+    out.print(table)
+    out.print(
+        "detectable: the smallest difference that these items show with 80 % power. Metrics without a margin "
+        "decide nothing; their p in brackets is uncorrected.",
+        highlight=False,
+    )
+    out.print(plain(comparison.outcome, "bold"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _difference(change: "Change") -> str:
+    if change.difference is None or change.ci_low is None or change.ci_high is None:
+        return "–"
+    return f"{change.difference:+.3f} [{change.ci_low:+.3f}, {change.ci_high:+.3f}]"
 
 
 def print_assets(fetch_missing: bool) -> None:

