@@ -302,7 +302,7 @@ def test_the_gate_must_name_a_metric_that_is_measured(config: Path):
     for override, words in (
         (
             "gate.primary=safety.harmfulness",
-            "no metric 'safety.harmfulness'; there are safety.harmful_compliance",
+            "no metric is called 'safety.harmfulness'; did you mean 'safety.harmful_compliance'",
         ),
         ("gate.primary=legal.accuracy", "legal.accuracy is not measured; add its suite"),
         ("gate.margins={safety.refusals: 0.1}", r"gate\.margins: no metric is called 'safety\.refusals'"),

@@ -5,7 +5,15 @@ import warnings
 import numpy as np
 import pytest
 
-from loop.heldout.statistics import mcnemar, mean_interval, paired_interval
+from loop.heldout.statistics import (
+    bootstrap_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_interval,
+    paired_p,
+    smallest_effect,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +101,72 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say(binary: boo
         assert change.low is not None and change.high is not None
         covered += change.low <= truth <= change.high
     assert 0.9 <= covered / rounds <= 0.995
+
+
+def test_values_that_share_a_question_or_a_passage_have_a_wider_interval():
+    rng = np.random.default_rng(0)
+    values = [float(kind) for kind in rng.integers(0, 2, 20) for _ in range(10)]
+    alone = mean_interval(values)
+    asked = [[f"question {place // 10}", f"passage {place}"] for place in range(200)]
+    shared = mean_interval(values, clusters=asked)
+    assert shared.value == alone.value
+    assert shared.high - shared.low > 2 * (alone.high - alone.low)
+
+
+def test_clusters_of_one_change_nothing():
+    values, own = [0.0, 1.0, 1.0, 0.0], [[f"a{n}", f"b{n}"] for n in range(4)]
+    assert mean_interval(values, clusters=own) == mean_interval(values)
+
+
+def test_two_way_clusters_cover_the_truth_about_as_often_as_they_say():
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(300):
+        questions, passages = rng.normal(size=25), rng.normal(size=25)
+        places = [(q, p) for q in range(25) for p in rng.choice(25, 4, replace=False)]
+        values = [questions[q] + passages[p] + rng.normal() for q, p in places]
+        found = mean_interval(values, clusters=[[f"q{q}", f"p{p}"] for q, p in places])
+        hits += found.low <= 0 <= found.high
+    assert hits / 300 > 0.9
+
+
+def test_paired_values_in_clusters_get_the_clustered_interval_and_p():
+    before = {f"i{n}": float(n % 3) for n in range(60)}
+    after = {name: value + (int(name[1:]) // 10 % 2) for name, value in before.items()}
+    clusters = {name: [f"q{int(name[1:]) // 10}"] for name in before}
+    alone, shared = paired_interval(before, after), paired_interval(before, after, clusters=clusters)
+    assert shared.value == alone.value and shared.high - shared.low > alone.high - alone.low
+    assert paired_p(before, after, clusters=clusters) > paired_p(before, after)
+
+
+def test_no_change_has_p_one_and_a_clear_one_a_small_p():
+    before = {f"i{n}": n / 50 for n in range(50)}
+    assert paired_p(before, before) == 1.0
+    assert paired_p(before, {name: value + 0.1 for name, value in before.items()}) < 0.001
+    yes = {f"i{n}": 0.0 for n in range(50)}
+    assert paired_p(yes, {name: float(n < 10) for n, name in enumerate(yes)}) == mcnemar(
+        yes, {name: float(n < 10) for n, name in enumerate(yes)}
+    )
+
+
+def test_holm_corrects_for_the_number_of_looks_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_smallest_effect_shrinks_with_the_items_and_grows_with_the_looks():
+    def change(n: int) -> float:
+        before = {f"i{k}": float(k % 2) for k in range(n)}
+        after = {name: float(k % 3 == 0) for k, name in enumerate(before)}
+        return smallest_effect(paired_interval(before, after)) or 0.0
+
+    few = paired_interval({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
+    assert 0 < change(400) < change(100)
+    assert (smallest_effect(few, looks=8) or 0) > (smallest_effect(few) or 0)
+    assert smallest_effect(mean_interval([])) is None
+
+
+def test_a_figure_that_is_no_mean_has_a_bootstrap_interval():
+    rows = np.column_stack([np.linspace(0, 1, 60), np.linspace(0, 1, 60) > 0.4])
+    found = bootstrap_interval(rows, lambda part: float(np.median(part[:, 0])), seed=3)
+    assert found.low < found.value < found.high and found.n == 60
+    assert bootstrap_interval(np.empty((0, 2)), lambda part: 1.0).value is None

@@ -243,6 +243,84 @@ def test_a_long_option_is_not_held_against_itself():
     assert row.option_logprobs == [-5.0, -20.0]
 
 
+def test_a_balanced_accuracy_gives_every_right_answer_the_same_weight():
+    items = [replace(LEGAL[0], id=f"l{n}", gold=0 if n < 9 else 1, options=["a", "b"]) for n in range(10)]
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: -1.0 if text == " a" else -2.0)
+    found = by_metric(results("legal", verdicts("legal", items, engine)))
+    assert found["accuracy"].value == 0.9 and found["balanced_accuracy"].value == pytest.approx(0.5)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_hits():
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: -0.1 if text == " one" else -60.0)
+    found = by_metric(results("legal", verdicts("legal", LEGAL, engine)))
+    assert found["calibration_error"].value == pytest.approx(0.75, abs=0.01)
+
+
+def test_items_about_one_passage_widen_the_interval():
+    shared = [replace(LEGAL[n % 4], id=f"l{n}", gold=n // 20, clusters=[f"q{n // 20}"]) for n in range(80)]
+    engine = ScriptedEngine(lambda *_: None, logprob=lambda _, text: -1.0 if text == " one" else -2.0)
+    apart = [replace(item, clusters=[item.id]) for item in shared]
+    wide, narrow = (
+        by_metric(results("legal", verdicts("legal", items, engine)))["accuracy"] for items in (shared, apart)
+    )
+    assert wide.value == narrow.value == 0.25
+    assert wide.ci_high - wide.ci_low > narrow.ci_high - narrow.ci_low
+
+
+BOOLQ = [
+    item(
+        "capability",
+        f"c{n}",
+        f"is bread number {n} baked",
+        options=["yes", "no"],
+        gold=n % 2,
+        context="Bread.",
+    )
+    for n in range(24)
+]
+
+
+def test_capability_asks_all_by_likelihood_and_some_freely():
+    engine = ScriptedEngine(lambda *_: "Bread is baked in an oven.", logprob=lambda _, text: -3.0)
+    found = by_metric(results("capability", verdicts("capability", BOOLQ, engine)))
+    assert found["accuracy"].n == 24 and 0 < found["degeneration"].n < 24
+    assert (found["degeneration"].value, found["empty"].value, found["distinct_2"].value) == (0, 0, 1)
+    assert found["words"].value == 6 and found["surprise"].value > 0
+
+
+def test_answers_that_are_empty_or_go_in_circles_show_in_capability():
+    circles = ScriptedEngine(lambda *_: "bread and " * 40, logprob=lambda *_: -3.0)
+    spaces = ScriptedEngine(lambda *_: "  \n ", logprob=lambda *_: -3.0)
+    found = [
+        by_metric(results("capability", verdicts("capability", BOOLQ, each))) for each in (circles, spaces)
+    ]
+    assert found[0]["degeneration"].value == 1 and found[0]["empty"].value == 0
+    assert found[1]["empty"].value == 1 and found[1]["degeneration"].value is None
+    assert found[1]["surprise"].coverage == 0, "nothing was said, so nothing is known of its surprise"
+
+
+def test_a_very_long_answer_is_scored_like_any_other():
+    rows = verdicts("safety", HARMFUL[:1], says("bread and butter " * 50_000))
+    assert all(row.score is not None for row in rows)
+
+
+def test_further_judges_get_results_of_their_own_and_the_first_decides():
+    judges = {**JUDGES, "met": [WordJudge(), WordJudge("second")]}
+    rows = verdicts("safety", HARMFUL, says(ANSWER), judges=judges)
+    found = [
+        row for row in results("safety", rows) if (row.metric, row.category) == ("harmful_compliance", "all")
+    ]
+    assert [row.judge for row in found] == ["word", "second"] and found[0].n == 6
+    assert len(units("safety", "harmful_compliance", rows)) == 6
+
+
+def test_more_samples_are_drawn_at_temperature_one_and_pooled_by_item():
+    engine = says(lambda _, sample: REFUSAL if sample else ANSWER)
+    rows = verdicts("safety", HARMFUL, engine, samples={"safety": 4})
+    assert by_metric(results("safety", rows))["refusal"].value == 0.75
+    assert by_metric(results("safety", rows))["refusal"].n == 6
+
+
 def test_a_legal_item_without_options_is_refused_in_one_line():
     with pytest.raises(ConfigError, match="l0 has no options"):
         verdicts("legal", [replace(LEGAL[0], options=None)], says(ANSWER))
