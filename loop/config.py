@@ -122,6 +122,8 @@ class HeldoutConfig:
     limit: dict[str, int] = field(default_factory=dict[str, int])  # at most so many items of a suite
     samples: dict[str, int] = field(default_factory=dict[str, int])
     max_tokens: int = 64
+    embedding_layer: int | None = None  # attacks near a held-out item by their hidden state are dropped too
+    embedding_cosine: float = 0.8  # from this cosine on: benchmarks/contamination.py
 
 
 @dataclass

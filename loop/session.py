@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from loop import __version__
 from loop.assets import digest_of, model_dir
 from loop.config import SEATS, WHERE_IT_RUNS, Config, ModelConfig, as_object, build, is_secret, source_digest
+from loop.contamination import Guard
 from loop.engines import Engine, Sampling
 from loop.errors import ConfigError
 from loop.interfaces import Context, Metered, Usage, bind
-from loop.overlap import OverlapIndex, normalise
-from loop.partition import draw, load_partition
+from loop.overlap import normalise
+from loop.partition import Dropped, draw, load_partition
 from loop.records import DOMAINS, Seed, read_jsonl, stable_hash
+from loop.rows import Item
 from loop.rundir import RunDir, append_line, claim, log, read_json, replacing
 
 
@@ -77,7 +79,7 @@ class Session:
     roles: Mapping[str, Any]
     seeds: Mapping[str, list[Seed]]
     engines: Engines
-    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropped: Sequence[Dropped] = ()
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -160,12 +162,13 @@ def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
     claim(
         session.run,
         parts_of(session),
-        {"models": session.digests, "dropped": dict(sorted(session.dropped.items()))},
+        {"models": session.digests, "dropped": _counted(session.dropped)},
         argv,
     )
     with replacing(session.run.path("config.yaml")) as beside:
         beside.write_text(OmegaConf.to_yaml(tree, resolve=False), encoding="utf-8")
     _write_ledger(session)
+    _write_dropped(session)
     return session
 
 
@@ -222,26 +225,25 @@ def _check_needs(seat: str, role: Any, config: Config) -> None:
         raise ConfigError(f"roles.{seat}: needs {', '.join(lacking)}, which {target} (models.{name}) lacks")
 
 
-def _seeds(config: Config) -> tuple[dict[str, list[Seed]], Counter[str]]:
-    """The human rows that this run may use, by use, and how many were dropped for which reason.
+def _seeds(config: Config) -> tuple[dict[str, list[Seed]], list[Dropped]]:
+    """The human rows that this run may use, by use, and those that were left out, with the reason.
 
-    Each use is drawn within its budget; the user's own rows are added, less those near a held-out item.
-    Raises ConfigError for a labelled row that a judge is fitted on.
+    Each use is drawn within its budget; the user's own rows are added. None is near a held-out item. Raises
+    ConfigError for a labelled row that a judge is fitted on.
     """
     budgets = {
         use: getattr(config.seeds, use) for use in ("harmful", "benign", "toxicity", "legal", "critic")
     }
     seeds: dict[str, list[Seed]] = {use: [] for use in budgets}
-    dropped: Counter[str] = Counter()
     if not any(budgets.values()) and not config.seeds.files:
-        return seeds, dropped
+        return seeds, []
     partition = load_partition()
-    dropped.update(f"{row.use}: {row.reason}" for row in partition.dropped)
+    dropped, guard = list(partition.dropped), Guard(held_out_items(config))
+    wanted: list[tuple[str, str, Seed]] = []
     for use, budget in budgets.items():
         if budget > len(partition.seeds[use]):
             raise ConfigError(f"seeds.{use}: {budget} rows asked for, there are {len(partition.seeds[use])}")
-        seeds[use] = draw(partition.seeds[use], budget, config.seed)
-    held_out = OverlapIndex([item.prompt for items in partition.items.values() for item in items])
+        wanted += [(use, use, seed) for seed in draw(partition.seeds[use], budget, config.seed)]
     judged = {(normalise(row.prompt), normalise(row.response or "")) for row in partition.seeds["judge"]}
     for file in config.seeds.files:
         if not Path(file).is_file():
@@ -249,11 +251,21 @@ def _seeds(config: Config) -> tuple[dict[str, list[Seed]], Counter[str]]:
         for seed in read_jsonl(Path(file), Seed):
             if (normalise(seed.prompt), normalise(seed.response or "")) in judged:
                 raise ConfigError(f"seeds.files: {file}: a judge is fitted on seed {seed.id}; leave it out")
-            if held_out.match(seed.prompt) is not None:
-                dropped[f"{file}: near a held-out item"] += 1
-            else:
-                seeds[_use_of(seed, file)].append(seed)
+            wanted.append((_use_of(seed, file), file, seed))
+    for use, origin, seed in wanted:
+        if found := guard.match(seed.id, "seed", [seed.prompt]):
+            dropped.append(Dropped(origin, seed.id, f"near held-out {found.item_id}", seed.source))
+        else:
+            seeds[use].append(seed)
     return seeds, dropped
+
+
+def held_out_items(config: Config) -> list[Item]:
+    """Every item of both halves, which nothing may be trained on: built-in suites' and the config's own."""
+    from loop.heldout.suites import BUILT_IN, find_suites
+
+    suites = {**BUILT_IN, **find_suites(config.heldout.suites)}
+    return [item for suite in suites.values() for item in suite.items()]
 
 
 def _use_of(seed: Seed, file: str) -> str:
@@ -300,6 +312,18 @@ def _rows_digest(rows: Sequence[Seed]) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
+    """How many rows were left out, by use and by reason without its item."""
+    counts = Counter(f"{row.use}: {row.reason.partition(' item-')[0]}" for row in dropped)
+    return dict(sorted(counts.items()))
+
+
+def _write_dropped(session: Session) -> None:
+    """contamination.jsonl: every seed that was left out, by its id. Derived, so written anew each time."""
+    with replacing(session.run.path("contamination.jsonl")) as beside:
+        beside.write_text("".join(json.dumps(vars(row)) + "\n" for row in session.dropped), encoding="utf-8")
 
 
 def _write_ledger(session: Session) -> None:

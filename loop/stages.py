@@ -1,6 +1,7 @@
 """The stages of an iteration: each makes one file of records out of the files before it."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from loop.contamination import Guard
 from loop.errors import AlignloopError, DataError, GuardStop
 from loop.interfaces import Critic, FittedCritic, Metered, Usage
-from loop.overlap import OverlapIndex, normalise
-from loop.partition import load_partition
+from loop.overlap import normalise
 from loop.preferences import Candidates, pair_of
 from loop.records import (
     Attack,
@@ -29,8 +30,8 @@ from loop.records import (
     stable_hash,
     write_jsonl,
 )
-from loop.rundir import grow, log, read_json, replacing, rows_so_far, write_json
-from loop.session import Policy, Session
+from loop.rundir import append_line, grow, log, read_json, replacing, rows_so_far, write_json
+from loop.session import Policy, Session, held_out_items
 
 # glibc gives the memory of large tensors back after each use and faults it in again for the next; training
 # on a CPU makes and drops gigabytes of activations in every step. benchmarks/dpo.py measures the difference.
@@ -68,17 +69,35 @@ def attack(session: Session, number: int, policy: Policy) -> None:
             history.append(attack)
             seen.add(_key(attack))
     seen.update(_key(attack) for attack in rows_so_far(path, Attack))
-    held_out = OverlapIndex([item.prompt for items in load_partition().items.values() for item in items])
+    guard = _guard(session, policy, number)
 
     def step(seeds: list[Seed], key: str, usage: Usage) -> Iterator[Attack]:
         ctx = session.context("attacker", policy, number, key, usage)
-        for made in attacker.attack(seeds, list(history), ctx):
-            if _key(made) not in seen and held_out.match(made.turns[-1]["content"]) is None:
-                seen.add(_key(made))
-                yield made
+        made = [attack for attack in attacker.attack(seeds, list(history), ctx) if _key(attack) not in seen]
+        meanings = guard.match_meaning(
+            [attack.id for attack in made], "attack", [attack.turns[-1]["content"] for attack in made]
+        )
+        for attack, meaning in zip(made, meanings, strict=True):
+            turns = [turn["content"] for turn in attack.turns]
+            if found := guard.match(attack.id, "attack", turns) or meaning:
+                append_line(folder / "contamination.jsonl", vars(found))
+            elif _key(attack) not in seen:
+                seen.add(_key(attack))
+                yield attack
 
     wanted = _wanted(session)
     _stage(session, number, "attack", path, _slots(session, number, wanted), sum(wanted.values()), step)
+
+
+def _guard(session: Session, policy: Policy, number: int) -> Guard:
+    """What keeps attacks and pairs apart from the held-out items of both halves."""
+    layer, items = session.config.heldout.embedding_layer, held_out_items(session.config)
+    if layer is None:
+        return Guard(items)
+    ctx = session.context("attacker", policy, number, "guard", Usage())
+    return Guard(
+        items, lambda texts: ctx.hidden_states(texts, layer), session.config.heldout.embedding_cosine
+    )
 
 
 def _key(attack: Attack) -> int:
@@ -193,6 +212,7 @@ def pair(session: Session, number: int) -> None:
     dropped: Counter[str] = Counter()
     made: Counter[str] = Counter()
     seen: set[int] = set()
+    guard = Guard(held_out_items(session.config))
     files = [("completions.jsonl", "critiques.jsonl"), ("revisions.jsonl", "revision_critiques.jsonl")]
 
     def pairs() -> Iterator[Pair]:
@@ -205,6 +225,11 @@ def pair(session: Session, number: int) -> None:
             )
             if isinstance(outcome, Pair) and stable_hash(outcome.id) in seen:
                 outcome = "duplicate of another pair"
+            if isinstance(outcome, Pair):
+                texts = [*(turn["content"] for turn in group.attack.turns), outcome.chosen, outcome.rejected]
+                if found := guard.match(outcome.id, "pair", texts):
+                    append_line(folder / "contamination.jsonl", vars(found))
+                    outcome = "near a held-out item"
             if isinstance(outcome, str):
                 dropped[outcome] += 1
             else:
@@ -222,8 +247,22 @@ def pair(session: Session, number: int) -> None:
                 "attacks": meter.rows,
                 "pairs": dict(sorted(made.items())),
                 "dropped": dict(sorted(dropped.items())),
+                "contaminated": _contaminated(folder),
             },
         )
+
+
+def _contaminated(folder: Path) -> dict[str, int]:
+    """How many attacks and pairs came too near a held-out item; the file that lists them loses repetitions.
+
+    A killed process may have noted a row that the one after it met again.
+    """
+    path = folder / "contamination.jsonl"
+    lines = list(dict.fromkeys(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+    with replacing(path) as beside:
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    counts = Counter(f"{row['what']}: {row['how']}" for row in map(json.loads, lines))
+    return dict(sorted(counts.items()))
 
 
 def train(session: Session, number: int, policy: Policy) -> None:

@@ -323,7 +323,8 @@ def test_own_seeds_near_held_out_items_are_dropped_and_counted_and_judge_rows_re
     write_jsonl(config.parent / "seeds.jsonl", [*SEEDS, near])
     session = prepared(config)
     assert near not in session.seeds["harmful"]
-    assert session.dropped["seeds.jsonl: near a held-out item"] == 1
+    (found,) = [row for row in session.dropped if row.id == "near"]
+    assert found.use == "seeds.jsonl" and found.reason == f"near held-out {item.id}"
     write_jsonl(config.parent / "seeds.jsonl", [*SEEDS, judged])
     with pytest.raises(ConfigError, match=f"a judge is fitted on seed {judged.id}"):
         prepared(config)

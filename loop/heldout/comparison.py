@@ -99,7 +99,7 @@ def compare(
     suites = {name: suite for name, suite in after.suites.items() if name in before.suites}
     check_margins({**BUILT_IN, **suites}, margins, "margins")
     found = [
-        _Measured(suite, metric, pairs, margins.get(f"{suite.name}.{metric}"), seed)
+        _measured(suite, metric, pairs, margins.get(f"{suite.name}.{metric}"), seed)
         for suite in suites.values()
         for metric, spec in suite.metrics.items()
         if spec.whole is None and (pairs := _pairs(before, after, suite, metric)) is not None
@@ -126,19 +126,11 @@ class _Measured:
     metric: str
     pairs: Paired
     margin: float | None
-    seed: int
-
-    @property
-    def key(self) -> int:
-        return stable_hash(self.seed, self.suite.name, self.metric)
-
-    @property
-    def p(self) -> float:
-        return self.pairs.p_value(self.key)
+    interval: Interval
+    p: float
 
     def change(self, p_holm: float | None, looks: int, min_coverage: float) -> Change:
-        spec = self.suite.metrics[self.metric]
-        measured = self.pairs.interval(self.key)
+        spec, measured = self.suite.metrics[self.metric], self.interval
         finding: Finding = ""
         if self.margin is not None and p_holm is not None:
             higher = spec.better == "higher"
@@ -160,6 +152,11 @@ class _Measured:
             coverage=self.pairs.coverage,
             finding=finding,
         )
+
+
+def _measured(suite: Suite, metric: str, pairs: Paired, margin: float | None, seed: int) -> _Measured:
+    key = stable_hash(seed, suite.name, metric)
+    return _Measured(suite, metric, pairs, margin, pairs.interval(key), pairs.p_value(key))
 
 
 def _finding(
