@@ -103,8 +103,8 @@ def evaluate(
     from loop.report.tables import print_results
 
     request = Request(_listed(suites), split, limit, _listed(judges), max_tokens, samples, seed)
-    folder, results = evaluate_model(model, request, out)
-    print_results(results, str(folder))
+    done = evaluate_model(model, request, out)
+    print_results(done.results, str(done.folder), done.disagreements)
 
 
 @app.command()

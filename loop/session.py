@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from loop.errors import ConfigError
 from loop.interfaces import Context, Metered, Usage, bind
 from loop.overlap import normalise
 from loop.partition import Dropped, draw, load_partition
+from loop.progress import progress
 from loop.records import DOMAINS, Seed, read_jsonl, stable_hash
 from loop.rows import Item
 from loop.rundir import RunDir, append_line, claim, log, read_json, replacing
@@ -125,29 +125,14 @@ class Session:
     @contextmanager
     def stage(self, iteration: int, name: str, total: int | None = None) -> Generator[Meter]:
         """Times a stage and shows its progress; one line goes to the log, one to timings.jsonl."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        bar = Progress(
-            TextColumn(f"iteration {iteration}  {name:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
         start, usage = perf_counter(), Usage()
-        task = bar.add_task(name, total=total, rate="")
+        with progress(f"iteration {iteration}  {name:<10}", total) as show:
 
-        def advance(count: int) -> None:
-            meter.rows += count
-            rate = meter.rows / (perf_counter() - start)
-            bar.update(task, advance=count, rate=f"{rate:.1f}/s")
+            def advance(count: int) -> None:
+                meter.rows += count
+                show(count)
 
-        meter = Meter(advance, lambda: perf_counter() - start, usage)
-        with bar:
+            meter = Meter(advance, lambda: perf_counter() - start, usage)
             yield meter
         seconds = perf_counter() - start
         line: dict[str, Any] = {"iteration": iteration, "stage": name, "rows": meter.rows}

@@ -1,7 +1,7 @@
 """The held-out script behind `alignloop eval`: any model on the suites, in a folder of its own, resumable."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from loop.assets import digest_of
 from loop.config import Config, as_object, load_config
 from loop.errors import ConfigError, DataError
 from loop.heldout.asking import Asking, Subject
+from loop.heldout.disagreement import Disagreement, write_disagreements
 from loop.heldout.evaluation import choose, evaluate
 from loop.heldout.judging import load_judges
 from loop.heldout.suites import Suite, find_suites
-from loop.records import EvalResult
+from loop.progress import progress
+from loop.records import EvalResult, Verdict, read_jsonl
 from loop.rundir import RunDir, named_iteration, read_json, write_json
 from loop.session import Engines, Session
 
@@ -31,13 +33,19 @@ class Request:
     seed: int | None = None
 
 
-def evaluate_model(
-    model: str, request: Request, out: Path | None = None, advance: Callable[[int], None] = lambda _: None
-) -> tuple[Path, list[EvalResult]]:
+@dataclass(frozen=True)
+class Evaluated:
+    """What the script made: verdicts.jsonl, results.json, judges.json and eval.json in `folder`."""
+
+    folder: Path
+    results: list[EvalResult]
+    disagreements: list[Disagreement]
+
+
+def evaluate_model(model: str, request: Request, out: Path | None = None) -> Evaluated:
     """Scores `model` (a URI, an adapter's folder or `runs/NAME@ITERATION`); a rerun resumes.
 
-    Returns the folder of the results: verdicts.jsonl, results.json, judges.json and eval.json. Raises
-    ConfigError or DataError in one line.
+    Raises ConfigError or DataError in one line.
     """
     if request.split not in ("dev", "test"):
         raise ConfigError(f"--split {request.split}: there are dev and test")
@@ -57,9 +65,11 @@ def evaluate_model(
     )
     folder = out or Path("evals") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-{request.split}"
     _same_as_before(folder, _asked(subject, request, suites, asking))
-    found = evaluate(folder, suites, items, subject, asking, advance)
+    with progress(f"eval {model}", len(items)) as advance:
+        found = evaluate(folder, suites, items, subject, asking, advance)
     subject.engine.close()
-    return folder, found
+    apart = write_disagreements(folder, list(read_jsonl(folder / "verdicts.jsonl", Verdict)))
+    return Evaluated(folder, found, apart)
 
 
 def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], asking: Asking) -> dict[str, Any]:

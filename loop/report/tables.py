@@ -13,17 +13,34 @@ from loop.report.terminal import console, plain
 
 if TYPE_CHECKING:
     from loop.heldout.comparison import Change, Comparison
+    from loop.heldout.disagreement import Disagreement
+
+_SHOWN_ITEMS = 5
 
 
-def print_results(results: Sequence[EvalResult], folder: str) -> None:
-    """Every metric with its interval; categories below the whole."""
+def print_results(
+    results: Sequence[EvalResult], folder: str, disagreements: Sequence["Disagreement"] = ()
+) -> None:
+    """Every metric with its interval and what nulls could hide; categories below the whole."""
     table = Table(title="value [95 % interval]", title_justify="left")
-    for column in ("suite", "metric", "category", "value", "n", "judge"):
-        table.add_column(column)
+    for column in ("suite", "metric", "category", "value", "n", "worst case", "judge"):
+        table.add_column(column, justify="right" if column == "n" else "left")
     for row in results:
-        table.add_row(row.suite, row.metric, row.category, figure(row), str(row.n), row.judge)
-    console().print(table)
-    console().print(plain(f"{folder}/results.json, {folder}/verdicts.jsonl"))
+        known = row.worst_low is not None and row.worst_high is not None and row.coverage < 1
+        bounds = f"{row.worst_low:.2f} to {row.worst_high:.2f}" if known else ""
+        name = row.category if row.category == "all" else f"  {row.category}"
+        table.add_row(row.suite, row.metric, name, figure(row), str(row.n), bounds, row.judge)
+    out = console()
+    out.print(table)
+    for one in disagreements:
+        kappa = "" if one.kappa is None else f", kappa {one.kappa:.2f}"
+        shown = f": {', '.join(one.items[:_SHOWN_ITEMS])}" if one.items else ""
+        more = f" and {len(one.items) - _SHOWN_ITEMS} more" if len(one.items) > _SHOWN_ITEMS else ""
+        text = (
+            f"{one.suite}.{one.metric}: {one.first} and {one.second} agree on {one.agreement:.0%} of {one.n}"
+        )
+        out.print(plain(f"{text}{kappa}; they differ on {len(one.items)} items{shown}{more}"))
+    out.print(plain(f"{folder}/results.json, verdicts.jsonl, judges.json"))
 
 
 def print_comparison(comparison: "Comparison") -> None:
