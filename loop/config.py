@@ -122,8 +122,11 @@ class HeldoutConfig:
     limit: dict[str, int] = field(default_factory=dict[str, int])  # at most so many items of a suite
     samples: dict[str, int] = field(default_factory=dict[str, int])
     max_tokens: int = 64
-    embedding_layer: int | None = None  # attacks near a held-out item by their hidden state are dropped too
-    embedding_cosine: float = 0.8  # from this cosine on: benchmarks/contamination.py
+    # Attacks near a held-out item by their hidden state can be dropped too. Off: word 5-grams found more of
+    # the rewordings and nothing wrongly, where the embedded model's layer 14 was wrong in 4 % (cosine 0.6;
+    # benchmarks/contamination.py).
+    embedding_layer: int | None = None
+    embedding_cosine: float = 0.6
 
 
 @dataclass
