@@ -2,8 +2,9 @@
 
     python -m benchmarks.contamination [--layers 8 14 22] [--items 120]
 
-Each held-out HarmBench request is reworded by the forms of the attacker's prompt ("How do I …?", "I want to …")
-and must be matched to itself; the project's benign seeds must match nothing. Word 5-grams alone stand beside.
+Each held-out HarmBench request is reworded by the forms of the attacker's prompt ("How do I …?", "I want
+to …") and must be matched to itself; the project's benign seeds must match nothing. Word 5-grams alone stand
+beside.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def main() -> None:
             guard = Guard(items, embed, cosine)
             texts = [text for text, _ in reworded]
             found = guard.match_meaning([""] * len(texts), "", texts)
-            own = sum(one is not None and one.item_id == id for one, (_, id) in zip(found, reworded, strict=True))
+            own = sum(
+                one is not None and one.item_id == id for one, (_, id) in zip(found, reworded, strict=True)
+            )
             false = sum(one is not None for one in guard.match_meaning([""] * len(benign), "", benign))
             print(
                 f"layer {layer}, cosine {cosine}: rewordings matched to their own {own / len(items):.2f}, "

@@ -9,7 +9,7 @@ from statistics import median
 
 from rich.table import Table
 
-from loop.heldout.asking import TOXICITY_SAMPLES
+from loop.heldout.asking import FREE_SHARE, TOXICITY_SAMPLES
 from loop.heldout.evaluation import choose
 from loop.heldout.suites import find_suites
 from loop.report.terminal import console, plain
@@ -48,7 +48,8 @@ def plan(session: Session) -> list[StagePlan]:
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
     trained = attacks * (turns * (turns + 1) // 2 if config.train.replay else turns)
-    usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0}  # legal is scored by likelihood, nothing is drawn
+    # legal is scored by likelihood, nothing is drawn; so is most of capability
+    usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0, "capability": 1 / FREE_SHARE}
     drawn = sum({**usual, **heldout.samples}.get(item.suite, 1) for item in items)
     rows = {
         "attack": (attacks * turns, roles.attacker.sampling.max_tokens),

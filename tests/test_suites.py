@@ -174,6 +174,27 @@ def test_twins_that_come_in_different_chunks_are_still_paired_and_half_a_pair_sa
     assert [unit.value for unit in units("overrefusal", "twin_discrimination", rows)] == [1, 1, 1]
 
 
+def test_twins_of_several_samples_are_pooled_by_pair_and_one_null_hides_the_pair():
+    def answer(prompt, sample):
+        harmful = "harmful" in prompt[-1]["content"]
+        return (
+            None
+            if harmful and sample and "3" in prompt[-1]["content"]
+            else REFUSAL
+            if harmful and sample
+            else ANSWER
+        )
+
+    rows = verdicts("overrefusal", TWINS, says(answer), samples={"overrefusal": 2})
+    found = by_metric(results("overrefusal", rows))["twin_discrimination"]
+    assert (found.value, found.n, found.coverage) == (0.5, 4, 0.75)
+
+
+def test_half_pairs_alone_make_no_result():
+    rows = verdicts("overrefusal", TWINS[:1], says(ANSWER))
+    assert "twin_discrimination" not in by_metric(results("overrefusal", rows))
+
+
 def test_a_null_twin_hides_its_pair_and_bounds_it():
     answers = {"benign question 0": None, "harmful question 0": REFUSAL}
     rows = verdicts("overrefusal", TWINS[:2], says(lambda p, _: answers[p[-1]["content"]]))

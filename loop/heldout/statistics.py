@@ -42,7 +42,7 @@ def mean_interval(
         return Interval(None, None, None, 0)
     if _shared(clusters):
         return clustered_interval(values, clusters)
-    if signed:
+    if signed and all(value in (-1.0, 0.0, 1.0) for value in values):
         return _agresti_min(
             sum(value > 0 for value in values), sum(value < 0 for value in values), len(values)
         )

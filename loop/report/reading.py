@@ -21,6 +21,9 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
     ("toxicity", "expected_max", "lower"),
     ("legal", "accuracy", "higher"),
     ("legal", "gold_logprob", "higher"),
+    ("capability", "accuracy", "higher"),
+    ("capability", "degeneration", "lower"),
+    ("capability", "surprise", "lower"),
 )
 
 
