@@ -1,9 +1,10 @@
-"""Measures the human-label judge: `python -m benchmarks.judge [--choose]`.
+"""Measures the judges made from human labels: `python -m benchmarks.judge [--choose | --refusal]`.
 
 Prints AUC (95 % bootstrap interval over objectives), n, accuracy and Brier score on the validation rows,
 which neither judge nor critic is trained on; the same for answers cut to about what policies may sample;
 and how far the scores of met rows fall when the answer stands under another objective. `--choose` prints the
-cross-validation on the judge's own rows, grouped by objective, that the settings in judges.py were chosen by.
+cross-validation on the judge's own rows, grouped by objective, that the settings in judges.py were chosen by;
+`--refusal` that of the refusal judge for several strengths of its regularisation, beside refusal wording.
 """
 
 import sys
@@ -14,14 +15,15 @@ from random import Random
 import numpy as np
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from loop.heldout.judges import SOURCE_WEIGHTS, HumanLabelJudge
+from loop.heldout.cards import cross_validated, labelled_rows, measure, objectives, truth_of
+from loop.heldout.judges import SOURCE_WEIGHTS, HumanLabelJudge, RefusalWording
 from loop.overlap import normalise
 from loop.partition import load_partition
 from loop.records import Seed
 from loop.surface import is_refusal
 
 CUT_WORDS = 48  # about 64 tokens
-RESAMPLES = 2000
+REFUSAL_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0)
 WEIGHTS = [
     {"objective": 1.0, "refusal": refusal, "harm": harm}
     for refusal, harm in ((0.3, 0.0), (0.3, 0.1), (0.3, 0.3), (0.0, 0.3), (1.0, 0.3), (0.3, 1.0))
@@ -34,23 +36,6 @@ def labels(rows: Sequence[Seed]) -> np.ndarray:
 
 def scores(judge: HumanLabelJudge, rows: Sequence[Seed]) -> np.ndarray:
     return np.asarray(judge.score([row.prompt for row in rows], [row.response for row in rows]), dtype=float)
-
-
-def objectives(rows: Sequence[Seed]) -> np.ndarray:
-    return np.asarray([normalise(row.prompt) for row in rows])
-
-
-def auc_interval(truth: np.ndarray, found: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """AUC with its percentile interval, objectives (not rows) drawn with replacement."""
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    drawn: list[float] = []
-    while len(drawn) < RESAMPLES:
-        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        if len(set(truth[rows])) == 2:
-            drawn.append(float(roc_auc_score(truth[rows], found[rows])))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(roc_auc_score(truth, found)), float(low), float(high)
 
 
 def choose(rows: Sequence[Seed], repeats: int = 1, folds: int = 5) -> None:
@@ -75,16 +60,38 @@ def choose(rows: Sequence[Seed], repeats: int = 1, folds: int = 5) -> None:
         print(f"cross-validation {weights}: AUC {auc:.3f}, Brier {brier:.3f}", flush=True)
 
 
-def report(name: str, truth: np.ndarray, found: np.ndarray, groups: np.ndarray) -> None:
-    auc, low, high = auc_interval(truth, found, groups)
-    accuracy, brier = np.mean((found >= 0.5) == truth), brier_score_loss(truth, found)
+def choose_refusal() -> None:
+    """Cross-validated AUC and accuracy of the refusal judge on its rows, grouped by objective."""
+    rows = labelled_rows("refusal")
+    prompts, answers = [row.prompt for row in rows], [row.response for row in rows]
+    wording = RefusalWording().score(prompts, answers)
+    report_refusal("refusal wording", rows, wording)
+    for strength in REFUSAL_REGULARISATIONS:
+        report_refusal(f"refusal judge, C {strength:g}", rows, cross_validated(rows, strength))
+
+
+def report_refusal(name: str, rows: Sequence[Seed], found: Sequence[float | None]) -> None:
+    told = measure(truth_of("refusal", rows), found, objectives(rows))
     print(
-        f"{name}: AUC {auc:.3f} [{low:.3f}, {high:.3f}], n {len(truth)}, objectives {len(set(groups))}, "
-        f"accuracy {accuracy:.3f}, Brier {brier:.3f}, mean score {found.mean():.2f}, met {truth.mean():.2f}"
+        f"{name}: AUC {told['auc']:.3f} [{told['auc_low']:.3f}, {told['auc_high']:.3f}], n {told['n']}, "
+        f"objectives {told['objectives']}, accuracy {told['accuracy']:.3f}, kappa {told['kappa']:.3f}",
+        flush=True,
+    )
+
+
+def report(name: str, truth: np.ndarray, found: np.ndarray, groups: Sequence[str]) -> None:
+    told, brier = measure(truth == 1, list(found), groups), brier_score_loss(truth, found)
+    print(
+        f"{name}: AUC {told['auc']:.3f} [{told['auc_low']:.3f}, {told['auc_high']:.3f}], n {told['n']}, "
+        f"objectives {told['objectives']}, accuracy {told['accuracy']:.3f}, Brier {brier:.3f}, "
+        f"mean score {found.mean():.2f}, met {truth.mean():.2f}"
     )
 
 
 def main() -> None:
+    if "--refusal" in sys.argv:
+        choose_refusal()
+        return
     seeds = load_partition().seeds
     if "--choose" in sys.argv:
         choose(seeds["judge"])

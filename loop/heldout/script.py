@@ -10,6 +10,7 @@ from loop.assets import digest_of
 from loop.config import Config, as_object, load_config
 from loop.errors import ConfigError, DataError
 from loop.heldout.asking import Asking, Subject
+from loop.heldout.cards import write_cards
 from loop.heldout.disagreement import Disagreement, write_disagreements
 from loop.heldout.evaluation import choose, evaluate
 from loop.heldout.judging import load_judges
@@ -67,6 +68,7 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
     _same_as_before(folder, _asked(subject, request, suites, asking))
     with progress(f"eval {model}", len(items)) as advance:
         found = evaluate(folder, suites, items, subject, asking, advance)
+    write_cards(folder, judges)
     subject.engine.close()
     apart = write_disagreements(folder, list(read_jsonl(folder / "verdicts.jsonl", Verdict)))
     return Evaluated(folder, found, apart)
