@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from loop.errors import DataError
+from loop.heldout.comparison import Change, Comparison
+from loop.heldout.disagreement import Disagreement
 from loop.records import Attack, Completion, Critique, EvalResult, Message, Pair, Verdict, write_jsonl
 from loop.report import write_report
 from loop.report.page import write_page
 from loop.report.reading import before_and_after, read_run, write_metrics
 from loop.report.story import print_story
 from loop.report.summary import figure, print_summary
-from loop.report.tables import print_results
+from loop.report.tables import print_comparison, print_results
 from loop.report.terminal import harmless
 from loop.rundir import RunDir, write_json
 
@@ -311,3 +313,29 @@ def test_a_report_is_page_metrics_and_summary(run: RunDir, capsys: pytest.Captur
     assert run.path("report.html").exists()
     assert run.path("metrics.jsonl").exists()
     assert "Look further" in capsys.readouterr().out
+
+
+def test_a_comparison_is_a_table_with_what_decides_first(capsys):
+    change = Change(
+        "safety", "harmful_compliance", "lower", 0.4, 0.2, -0.2, -0.3, -0.1, 0.0002, 0.0004, 0.05, 0.12, 240, 0.9,
+        "better",
+    )  # fmt: skip
+    shown = replace(change, suite="legal", metric="accuracy", margin=None, p_holm=None, p=0.4, finding="")
+    print_comparison(Comparison("[b]before", "after", "no regression", [shown, change]))
+    out = capsys.readouterr().out
+    assert "[b]before → after" in out and out.index("safety.harmful") < out.index("legal.accuracy")
+    line = next(line for line in out.splitlines() if "harmful_compliance ↓" in line)
+    assert (
+        "-0.200 [-0.300, -0.100]" in line
+        and "<0.001" in line
+        and "240 (90%)" in line
+        and "better, 0.05" in line
+    )
+    assert "(0.400)" in out and out.rstrip().endswith("no regression")
+
+
+def test_judges_that_disagree_are_named_with_the_first_items(capsys):
+    apart = Disagreement("safety", "refusal", "a", "b", 20, 0.65, None, [f"item-{n}" for n in range(7)])
+    print_results([], "evals/x", [apart])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a and b agree on 65% of 20; they differ on 7 items: item-0" in out and "and 2 more" in out

@@ -142,6 +142,9 @@ def test_no_change_has_p_one_and_a_clear_one_a_small_p():
     before = {f"i{n}": n / 50 for n in range(50)}
     assert paired_p(before, before) == 1.0
     assert paired_p(before, {name: value + 0.1 for name, value in before.items()}) < 0.001
+    assert paired_p(before, {**before, "i3": float("-inf")}) == 1.0
+    swapped = {**before, "i1": before["i2"], "i2": before["i1"]}
+    assert paired_p(before, swapped) == 1.0, "a difference of zero tells nothing"
     yes = {f"i{n}": 0.0 for n in range(50)}
     assert paired_p(yes, {name: float(n < 10) for n, name in enumerate(yes)}) == mcnemar(
         yes, {name: float(n < 10) for n, name in enumerate(yes)}

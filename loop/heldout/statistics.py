@@ -83,7 +83,7 @@ def paired_p(
     seed: int = 0,
     clusters: Mapping[str, Sequence[str]] | None = None,
 ) -> float:
-    """Two-sided p-value of no difference over the items that both hold; 1.0 where nothing changed.
+    """Two-sided p-value of no difference over the items that both hold; 1.0 where nothing can be told.
 
     Zeros and ones: McNemar's exact test. Other values: differences with their signs drawn anew
     (`scipy.stats.permutation_test`). Values that share a cluster: the t-test that goes with their interval.
@@ -91,7 +91,7 @@ def paired_p(
     shared = sorted(before.keys() & after.keys())
     first = np.asarray([before[item] for item in shared], dtype=float)
     second = np.asarray([after[item] for item in shared], dtype=float)
-    if not np.any(first != second):
+    if not np.any(first != second) or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return 1.0
     if clusters is not None and _shared(named := [clusters[item] for item in shared]):
         error, freedom = _clustered_error(second - first, named)
@@ -101,7 +101,8 @@ def paired_p(
         return mcnemar(before, after)
 
     def mean_difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean(x, axis=axis) - np.mean(y, axis=axis)
+        # Rounded, for sums in another order are not equal to the last digit, and ties count.
+        return np.round(np.mean(x - y, axis=axis), 12)
 
     drawn = permutation_test(
         (second, first),

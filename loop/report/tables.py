@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from loop.assets import cached, fetch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from loop.heldout.disagreement import Disagreement
 
 _SHOWN_ITEMS = 5
+_ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 def print_results(
@@ -45,29 +47,33 @@ def print_results(
 
 def print_comparison(comparison: "Comparison") -> None:
     """Every metric before and after; the deciding ones first, then what follows from them."""
-    table = Table(title=plain(f"{comparison.before} → {comparison.after}"), title_justify="left")
-    for column in ("metric", "better", "before", "after", "difference [95 %]", "p (Holm)", "margin"):
-        table.add_column(column, justify="left" if column in ("metric", "better") else "right")
-    for column in ("detectable", "n", "finding"):
-        table.add_column(column, justify="left" if column == "finding" else "right")
+    table = Table(
+        title=plain(f"{comparison.before} → {comparison.after}"),
+        title_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("metric, and which way is better", no_wrap=True)
+    for column in ("before", "after", "difference [95 %]", "p (Holm)", "can see", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("finding, margin")
     for change in sorted(comparison.changes, key=lambda change: change.margin is None):
         covered = f"{change.n}" + (f" ({change.coverage:.0%})" if change.coverage < 1 else "")
         table.add_row(
-            f"{change.suite}.{change.metric}",
-            change.better,
+            f"{change.suite}.{change.metric} {_ARROWS[change.better]}",
             _number(change.before),
             _number(change.after),
             _difference(change),
-            _number(change.p_holm) if change.p_holm is not None else f"({change.p:.3f})",
-            _number(change.margin),
+            _chance(change.p_holm) if change.p_holm is not None else f"({_chance(change.p)})",
             _number(change.smallest_effect),
             covered,
-            change.finding,
+            f"{change.finding}, {change.margin:g}" if change.margin is not None else "",
         )
     out = console()
     out.print(table)
     out.print(
-        "detectable: the smallest difference that these items show with 80 % power. Metrics without a margin "
+        "can see: the smallest difference that these items show with 80 % power. Metrics without a margin "
         "decide nothing; their p in brackets is uncorrected.",
         highlight=False,
     )
@@ -76,6 +82,10 @@ def print_comparison(comparison: "Comparison") -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _chance(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _difference(change: "Change") -> str:
