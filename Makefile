@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# What the tests need on top, and the demo doesn't: the packages whose files we write.
+TESTED := .venv/tested
 # One thread in each of as many processes as there are cores: tiny models gain nothing from more threads.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
@@ -13,16 +15,20 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
+$(TESTED): $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,inspect]"
+	touch $(TESTED)
+
 demo: $(READY)
 	$(BIN)/alignloop run configs/demo.yaml
 
-test: $(READY)
+test: $(TESTED)
 	$(TEST) --cov --cov-report=term --durations=8
 
-test-fast: $(READY)
+test-fast: $(TESTED)
 	$(TEST) -m "not slow and not gpu"
 
-lint: $(READY)
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -93,18 +93,31 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of what is drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts.jsonl and results.json.")] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Comma-separated: json (always written), inspect (logs for `inspect view`), lm-eval (prints "
+            "lm-evaluation-harness's table instead of ours), hub (.eval_results and a model card section).",
+        ),
+    ] = "json",
     debug: Debug = False,
 ) -> None:
     """Scores a model on the held-out suites; a rerun with the same --out resumes.
 
     Example: alignloop eval runs/demo@2 --suites safety,overrefusal --split test
     """
+    from loop.heldout.formats import check_formats, write_formats
     from loop.heldout.script import Request, evaluate_model
     from loop.report.tables import print_results
 
+    check_formats(_listed(formats))
     request = Request(_listed(suites), split, limit, _listed(judges), max_tokens, samples, seed)
     done = evaluate_model(model, request, out)
-    print_results(done.results, str(done.folder), done.disagreements)
+    for path in write_formats(done.folder, done.results, _listed(formats)):
+        typer.echo(path, err=True)
+    if "lm-eval" not in _listed(formats):
+        print_results(done.results, str(done.folder), done.disagreements)
 
 
 @app.command()

@@ -1,9 +1,11 @@
-"""What an answer's surface shows without a model: the wording of a refusal, and text that goes in circles."""
+"""What a text's surface shows without a model: a refusal's wording, going in circles, hidden characters."""
 
 import re
+import unicodedata
 from itertools import pairwise
 
 OPENING_CHARACTERS = 240  # a refusal shows itself at once; later "I can't"s mostly belong to the content
+_KEPT = "\n\t"
 GRAM = 3
 LONG_RUN = 20  # a run of letters longer than this is read in pieces, so that "aaaa…" repeats itself
 
@@ -75,3 +77,13 @@ def _plain(text: str) -> str:
     text = text.casefold().replace("’", "'").replace("‘", "'").replace("ʼ", "'").replace("`", "'")
     text = re.sub(r"[*_#>\"“”]|\[[^\]]{0,20}\]", "", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+def harmless(text: str) -> str:
+    """`text` with control and bidirectional characters made visible: none of them reaches the terminal."""
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in ("Cc", "Cf", "Co", "Cs")
+        else "�"
+        for character in text
+    )

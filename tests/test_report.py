@@ -19,8 +19,8 @@ from loop.report.reading import before_and_after, read_run, write_metrics
 from loop.report.story import print_story
 from loop.report.summary import figure, print_summary
 from loop.report.tables import print_comparison, print_results
-from loop.report.terminal import harmless
 from loop.rundir import RunDir, write_json
+from loop.surface import harmless
 
 HOSTILE = (
     "<script>alert(1)</script> <img src=x onerror=alert(2)> & {{ 7 * 7 }} [red]paint[/red] [/none] "
@@ -316,10 +316,10 @@ def test_a_report_is_page_metrics_and_summary(run: RunDir, capsys: pytest.Captur
 
 
 def test_a_comparison_is_a_table_with_what_decides_first(capsys):
+    names = ("safety", "harmful_compliance", "lower")
     change = Change(
-        "safety", "harmful_compliance", "lower", 0.4, 0.2, -0.2, -0.3, -0.1, 0.0002, 0.0004, 0.05, 0.12, 240, 0.9,
-        "better",
-    )  # fmt: skip
+        *names, 0.4, 0.2, -0.2, -0.3, -0.1, 0.0002, 0.0004, 0.05, 0.12, n=240, coverage=0.9, finding="better"
+    )
     shown = replace(change, suite="legal", metric="accuracy", margin=None, p_holm=None, p=0.4, finding="")
     print_comparison(Comparison("[b]before", "after", "no regression", [shown, change]))
     out = capsys.readouterr().out

@@ -90,13 +90,14 @@ def compare(
     significant at 5 % after Holm's correction over the metrics that decide. Anything else is *inconclusive*.
     Raises ConfigError where the two were asked on different terms, or share no item.
     """
-    for term in _TERMS:
-        if before.terms.get(term) != after.terms.get(term):
-            raise ConfigError(
-                f"{before.name} and {after.name} differ in {term} ({before.terms.get(term)}, "
-                f"{after.terms.get(term)}): evaluate one of them again on the terms of the other"
-            )
     suites = {name: suite for name, suite in after.suites.items() if name in before.suites}
+    for term in _TERMS:
+        one, other = (_term(side, term, suites) for side in (before, after))
+        if one != other:
+            raise ConfigError(
+                f"{before.name} and {after.name} differ in {term} ({one}, {other}): "
+                "evaluate one of them again on the terms of the other"
+            )
     check_margins({**BUILT_IN, **suites}, margins, "margins")
     found = [
         _measured(suite, metric, pairs, margins.get(f"{suite.name}.{metric}"), seed)
@@ -118,6 +119,12 @@ def compare(
     elif findings & {"inconclusive", "low coverage"}:
         outcome = "inconclusive"
     return Comparison(before.name, after.name, outcome, changes)
+
+
+def _term(side: Side, term: str, suites: Mapping[str, Suite]) -> object:
+    """One of the terms; of the samples those of the suites that are compared."""
+    value = side.terms.get(term)
+    return {name: value[name] for name in suites if name in value} if term == "samples" and value else value
 
 
 @dataclass(frozen=True)

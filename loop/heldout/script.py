@@ -55,9 +55,9 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
     items = choose(suites.values(), "dev" if request.split == "dev" else "test", limit)
     if not items:
         raise DataError(f"--suites {','.join(request.suites)}: no item in the {request.split} half")
-    config, subject = find_subject(model)
     needed = frozenset().union(*(suite.judges for suite in suites.values()))
     judges = load_judges(request.judges, needed)
+    config, subject = find_subject(model)
     asking = Asking(
         judges=judges,
         max_tokens=config.heldout.max_tokens if request.max_tokens is None else request.max_tokens,

@@ -7,8 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from loop import __version__
 from loop.report.reading import HEADLINES, before_and_after, read_run, timings, write_metrics
 from loop.report.summary import figure
-from loop.report.terminal import harmless
 from loop.rundir import RunDir, read_json, replacing
+from loop.surface import harmless
 
 
 def write_page(run: RunDir) -> None:

@@ -57,7 +57,7 @@ def print_comparison(comparison: "Comparison") -> None:
     table.add_column("metric, and which way is better", no_wrap=True)
     for column in ("before", "after", "difference [95 %]", "p (Holm)", "can see", "n"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("finding, margin")
+    table.add_column("finding, margin", no_wrap=True)
     for change in sorted(comparison.changes, key=lambda change: change.margin is None):
         covered = f"{change.n}" + (f" ({change.coverage:.0%})" if change.coverage < 1 else "")
         table.add_row(

@@ -301,7 +301,7 @@ def test_two_processes_never_share_a_run(guarded: Guarded, config: Path, alignlo
 def test_eval_scores_a_run_a_model_and_an_adapter_and_resumes(
     whole: Path, tiny_model_dir: Path, alignloop: Alignloop
 ) -> None:
-    options = ("--suites", "overrefusal,legal", "--limit", "6")
+    options = ("--suites", "overrefusal,legal", "--limit", "6", "--max-tokens", "64")
     for name, model in {
         "of-run": "runs/whole@1",
         "of-model": f"path:{tiny_model_dir}",
@@ -313,6 +313,7 @@ def test_eval_scores_a_run_a_model_and_an_adapter_and_resumes(
         assert {row["suite"] for row in results} == {"overrefusal", "legal"}
         assert {row["split"] for row in results} == {"dev"}
     _check_resumed(whole, options, alignloop)
+    _check_compared(whole, alignloop)
     refused = alignloop(
         "eval", "runs/whole@1", "--suites", "legal", "--limit", "6", "--out", "of-run", cwd=whole
     )
@@ -328,8 +329,33 @@ def _check_resumed(whole: Path, options: tuple[str, ...], alignloop: Alignloop) 
     assert (verdicts.read_bytes(), verdicts.stat().st_mtime_ns) == before
 
 
+def _check_compared(whole: Path, alignloop: Alignloop) -> None:
+    # Six items without any change can't show that there is none: inconclusive, not passed.
+    same = alignloop("compare", "of-run", "of-run", cwd=whole)
+    assert same.returncode == 4, same.stderr
+    assert "overrefusal.refusal ↓" in same.stdout and same.stdout.rstrip().endswith("inconclusive")
+    wide = [f"--margin={name}=1" for name in ("overrefusal.refusal", "overrefusal.helpfulness")]
+    # The tiny model has no room for the longest passages: those items have no score.
+    wide += ["--margin=legal.accuracy=1", "--margin=legal.gold_logprob=9", "--min-coverage=0.5"]
+    fine = alignloop("compare", "of-model", "of-run", *wide, "--out", "c.json", cwd=whole)
+    assert fine.returncode == 0, fine.stdout + fine.stderr
+    assert json.loads((whole / "c.json").read_text(encoding="utf-8"))["outcome"] == "no regression"
+    shorter = ("--suites", "legal", "--limit", "2", "--max-tokens", "9", "--out", "shorter")
+    assert alignloop("eval", "runs/whole@1", *shorter, cwd=whole).returncode == 0
+    other = alignloop("compare", "of-run", "shorter", cwd=whole)
+    assert other.returncode == 2 and "differ in" in _one_line(other)
+
+
 def test_eval_of_what_is_not_there_is_one_line(alignloop: Alignloop, tmp_path: Path) -> None:
     done = alignloop("eval", "nowhere", "--limit", "1", cwd=tmp_path)
     assert done.returncode == 2
     assert "no run or adapter here" in _one_line(done)
+    for options, said in {
+        ("--suites", "safty"): "did you mean 'safety'",
+        ("--judges", "human-label"): "did you mean 'human-labels'",
+        ("--judges", "none.yaml"): "none.yaml: no such config file",
+        ("--split", "train"): "there are dev and test",
+    }.items():
+        done = alignloop("eval", "pypi:x==1#y", *options, cwd=tmp_path)
+        assert done.returncode == 2 and said in _one_line(done), done.stderr
     assert not list(tmp_path.iterdir())
