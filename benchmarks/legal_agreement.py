@@ -5,8 +5,7 @@ model. Agreement is in float32, item by item; speed in bfloat16 where the CPU co
 the best of several batch sizes, the two in turn. lm_eval is no dependency; in an environment of its own:
 
     python -m venv .venv-lm-eval
-    grep -v python-dateutil constraints.txt > .venv-lm-eval/pins.txt  # too new for it
-    .venv-lm-eval/bin/pip install -c .venv-lm-eval/pins.txt -e . lm_eval
+    .venv-lm-eval/bin/pip install -c constraints.txt -e . lm_eval
     .venv-lm-eval/bin/python -m benchmarks.legal_agreement [--items 120] [--repeats 5] [--dtype auto]
 """
 

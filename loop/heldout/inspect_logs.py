@@ -7,7 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from inspect_ai.log import (  # pyright: ignore[reportMissingImports]  # an extra: it may not be installed
+from inspect_ai.log import (
     EvalConfig,
     EvalDataset,
     EvalLog,
@@ -19,12 +19,13 @@ from inspect_ai.log import (  # pyright: ignore[reportMissingImports]  # an extr
     EvalStats,
     write_eval_log,
 )
-from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import (
+    ChatMessage,
     ChatMessageAssistant,
     ChatMessageUser,
     ModelOutput,
 )
-from inspect_ai.scorer import Score  # pyright: ignore[reportMissingImports]
+from inspect_ai.scorer import Score
 
 from loop import __version__
 from loop.heldout.metrics import both
@@ -123,7 +124,7 @@ def _sample(
 ) -> EvalSample:
     row = rows[0]
     gold = row.options[row.gold] if row.options and row.gold is not None else ""
-    told = [ChatMessageUser(content=row.prompt)]
+    told: list[ChatMessage] = [ChatMessageUser(content=row.prompt)]
     if row.completion is not None:
         told.append(ChatMessageAssistant(content=row.completion, model=row.model))
         output = ModelOutput.from_content(row.model, row.completion)
