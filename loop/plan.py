@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.table import Table
 
@@ -47,7 +48,10 @@ def plan(session: Session) -> list[StagePlan]:
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
-    trained = attacks * (turns * (turns + 1) // 2 if config.train.replay else turns)
+    trained = sum(
+        _trained(attacks * (turn if config.train.replay else 1), config.train.dpo)
+        for turn in range(1, turns + 1)
+    )
     # legal is scored by likelihood, nothing is drawn; so is most of capability
     usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0, "capability": 1 / FREE_SHARE}
     drawn = sum({**usual, **heldout.samples}.get(item.suite, 1) for item in items)
@@ -66,6 +70,14 @@ def plan(session: Session) -> list[StagePlan]:
         StagePlan(stage, count, count * tokens, count * rates[stage])
         for stage, (count, tokens) in rows.items()
     ]
+
+
+def _trained(pairs: int, dpo: Mapping[str, Any]) -> int:
+    """The pairs that a training sees, where `max_steps` ends it early: as many as whole epochs would take."""
+    if (steps := dpo.get("max_steps", -1)) <= 0:
+        return pairs
+    batch = dpo.get("per_device_train_batch_size", 8) * dpo.get("gradient_accumulation_steps", 1)
+    return min(pairs, round(steps * batch / dpo.get("num_train_epochs", 3)))
 
 
 def measured_rates(runs: Path) -> tuple[dict[str, float], Sequence[Path]]:

@@ -219,7 +219,8 @@ def test_the_learner_is_the_policy(small: Path):
 def test_the_demo_config_holds():
     config = as_object(load_config(["configs/demo.yaml"]))
     assert isinstance(config, Config)
-    assert config.train.dpo["learning_rate"] == 9e-4, "a number, not the string that YAML 1.1 would read"
+    rate = config.train.dpo["learning_rate"]
+    assert isinstance(rate, float) and 0 < rate < 1, "a number, not the string that YAML 1.1 would read"
 
 
 def test_a_role_is_found_in_a_file_of_ones_own(tmp_path: Path):

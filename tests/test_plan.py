@@ -52,6 +52,11 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
 
+def test_a_bound_on_the_steps_bounds_the_rows_trained(session: Session):
+    session.config.train.dpo.update(max_steps=12, per_device_train_batch_size=4, num_train_epochs=4)
+    assert by_stage(session)["train"].rows == 10 + 12 + 12
+
+
 def test_critiques_cover_answers_and_two_revisions_of_each_attack(session: Session):
     stages = by_stage(session)
     assert stages["critique"].rows == 60 + 2 * 30
