@@ -117,7 +117,7 @@ def evaluate(
     for path in write_formats(done.folder, done.results, _listed(formats)):
         typer.echo(path, err=True)
     if "lm-eval" not in _listed(formats):
-        print_results(done.results, str(done.folder), done.disagreements)
+        print_results(done.results, str(done.folder), done.disagreements, done.cards)
 
 
 @app.command()

@@ -332,6 +332,7 @@ def _pairs_of(session: Session, number: int) -> Path:
 def evaluate(session: Session, number: int, policy: Policy) -> None:
     """The held-out dev half → heldout/verdicts.jsonl and heldout/results.json."""
     from loop.heldout.asking import Asking, Subject
+    from loop.heldout.cards import write_cards
     from loop.heldout.evaluation import choose, evaluate
     from loop.heldout.judging import load_judges
     from loop.heldout.suites import find_suites
@@ -341,7 +342,9 @@ def evaluate(session: Session, number: int, policy: Policy) -> None:
         return
     suites = find_suites(config.suites)
     items = choose(suites.values(), "dev", config.limit)
-    needed = {kind for suite in suites.values() for kind in suite.judges}
+    judges = load_judges(config.judges, {kind for suite in suites.values() for kind in suite.judges})
+    if not session.run.path("judges.json").exists():
+        write_cards(session.run.root, judges)
     with session.stage(number, "evaluate", len(items)) as meter:
         engine = Metered(session.engines.get(session.config.policy), meter.usage)
         evaluate(
@@ -349,9 +352,7 @@ def evaluate(session: Session, number: int, policy: Policy) -> None:
             suites,
             items,
             Subject(engine, policy.adapter, policy.name, session.config.system),
-            Asking(
-                load_judges(config.judges, needed), config.max_tokens, config.samples, session.config.seed
-            ),
+            Asking(judges, config.max_tokens, config.samples, session.config.seed),
             meter.advance,
         )
 

@@ -339,3 +339,13 @@ def test_judges_that_disagree_are_named_with_the_first_items(capsys):
     print_results([], "evals/x", [apart])
     out = " ".join(capsys.readouterr().out.split())
     assert "a and b agree on 65% of 20; they differ on 7 items: item-0" in out and "and 2 more" in out
+
+
+def test_every_result_comes_with_how_far_its_judge_agrees_with_people(capsys):
+    card = {"name": "[b]words", "tells": "met", "how": "fitted on none of them", "auc": 0.91, "auc_low": 0.8}
+    card |= {"auc_high": 0.97, "accuracy": 0.85, "n": 135, "length_auc": 0.75}
+    unmeasured = {"name": "other", "tells": "refusal", "how": "not measured: no network", "auc": None}
+    print_results([], "evals/x", (), [card, unmeasured])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "judge [b]words (met): AUC 0.91 [0.80, 0.97], accuracy 0.85 on 135 human labels" in out
+    assert "length alone 0.75" in out and "judge other (refusal): not measured: no network" in out

@@ -70,10 +70,12 @@ OWN_BLIND_SPOTS: Mapping[type, tuple[str, ...]] = {
 UNFITTED = (HumanLabelJudge, RefusalWording, ToxicityJudge)
 
 
-def write_cards(folder: Path, judges: Judges) -> None:
+def write_cards(folder: Path, judges: Judges) -> list[dict[str, Any]]:
     """Makes `folder`/judges.json: a card for each of `judges`, the deciding one of each kind first."""
     named = {judge.name: judge for group in judges.values() for judge in group}
-    write_json(folder / "judges.json", [card_of(judge) for judge in named.values()])
+    cards = [card_of(judge) for judge in named.values()]
+    write_json(folder / "judges.json", cards)
+    return cards
 
 
 def card_of(judge: Judge) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Evaluated:
     folder: Path
     results: list[EvalResult]
     disagreements: list[Disagreement]
+    cards: list[dict[str, Any]]
 
 
 def evaluate_model(model: str, request: Request, out: Path | None = None) -> Evaluated:
@@ -68,10 +69,10 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
     _same_as_before(folder, _asked(subject, request, suites, asking))
     with progress(f"eval {model}", len(items)) as advance:
         found = evaluate(folder, suites, items, subject, asking, advance)
-    write_cards(folder, judges)
+    cards = write_cards(folder, judges)
     subject.engine.close()
     apart = write_disagreements(folder, list(read_jsonl(folder / "verdicts.jsonl", Verdict)))
-    return Evaluated(folder, found, apart)
+    return Evaluated(folder, found, apart, cards)
 
 
 def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], asking: Asking) -> dict[str, Any]:

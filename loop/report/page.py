@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loop import __version__
-from loop.report.reading import HEADLINES, before_and_after, read_run, timings, write_metrics
+from loop.report.reading import HEADLINES, before_and_after, judge_lines, read_run, timings, write_metrics
 from loop.report.summary import figure
 from loop.rundir import RunDir, read_json, replacing
 from loop.surface import harmless
@@ -29,6 +29,7 @@ def write_page(run: RunDir) -> None:
         manifest=read_json(run.path("manifest.json")),
         iterations=iterations,
         rows=[row for row in rows if any(cell != "–" for cell in row[3])],
+        judges=judge_lines(run),
         transcript=before_and_after(run),
         timings=timings(run),
     )

@@ -90,6 +90,25 @@ def before_and_after(run: RunDir) -> tuple[Verdict, Verdict] | None:
     return (first[max(fallen)[1]], last[max(fallen)[1]]) if fallen else None
 
 
+def judge_lines(run: RunDir) -> list[str]:
+    """How far each judge of the run agrees with people."""
+    path = run.path("judges.json")
+    return [judge_line(card) for card in read_json(path)] if path.exists() else []
+
+
+def judge_line(card: Mapping[str, Any]) -> str:
+    """A judge card in one line."""
+    head = f"judge {card['name']} ({card['tells']})"
+    if card.get("auc") is None:
+        return f"{head}: {card['how']}"
+    interval = f" [{card['auc_low']:.2f}, {card['auc_high']:.2f}]" if card["auc_low"] is not None else ""
+    length = f"; length alone {card['length_auc']:.2f}" if card["length_auc"] is not None else ""
+    return (
+        f"{head}: AUC {card['auc']:.2f}{interval}, accuracy {card['accuracy']:.2f} "
+        f"on {card['n']} human labels ({card['how']}){length}"
+    )
+
+
 def write_metrics(run: RunDir) -> None:
     """metrics.jsonl: one line for each figure of each iteration, made anew from the stage files."""
     with replacing(run.path("metrics.jsonl")) as beside, beside.open("w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """The tables of single verbs: an eval's results, the assets."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -9,6 +9,7 @@ from rich.table import Table
 from loop.assets import cached, fetch
 from loop.pins import ASSETS
 from loop.records import EvalResult
+from loop.report.reading import judge_line
 from loop.report.summary import figure
 from loop.report.terminal import console, plain
 
@@ -21,9 +22,12 @@ _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 def print_results(
-    results: Sequence[EvalResult], folder: str, disagreements: Sequence["Disagreement"] = ()
+    results: Sequence[EvalResult],
+    folder: str,
+    disagreements: Sequence["Disagreement"] = (),
+    cards: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Every metric with its interval and what nulls could hide; categories below the whole."""
+    """Every metric with its interval and what nulls could hide, categories below; then the judges."""
     table = Table(title="value [95 % interval]", title_justify="left")
     for column in ("suite", "metric", "category", "value", "n", "worst case", "judge"):
         table.add_column(column, justify="right" if column == "n" else "left")
@@ -34,6 +38,8 @@ def print_results(
         table.add_row(row.suite, row.metric, name, figure(row), str(row.n), bounds, row.judge)
     out = console()
     out.print(table)
+    for card in cards:
+        out.print(plain(judge_line(card)))
     for one in disagreements:
         kappa = "" if one.kappa is None else f", kappa {one.kappa:.2f}"
         shown = f": {', '.join(one.items[:_SHOWN_ITEMS])}" if one.items else ""
