@@ -236,8 +236,9 @@ def test_legal_takes_the_likeliest_option_and_its_share():
     assert [row.score for row in rows] == [1.0, 0.0, 0.0, 0.0]
     found = by_metric(results("legal", rows))
     assert found["accuracy"].value == 0.25
-    per_character = [log(0.4) / 3, *[log(0.1) / 3] * 3]
-    assert found["gold_logprob"].value == pytest.approx(sum(per_character) / 4)
+    likely, other = 0.4 ** (1 / 3), 0.1 ** (1 / 3)
+    shares = [likely / (likely + 3 * other), *[other / (likely + 3 * other)] * 3]
+    assert found["gold_logprob"].value == pytest.approx(sum(map(log, shares)) / 4)
 
 
 def test_an_option_without_a_finite_logprob_is_null_and_unbounded_below():

@@ -94,13 +94,14 @@ def likeliest(verdict: Verdict, score: float) -> float:
 
 
 def gold_logprob(verdict: Verdict, score: float) -> float:
-    """Log-probability of the right option in nats per character, the worst and the best there is for a null.
+    """Log-probability of the right option among the options, each per character; -inf and 0 bound a null.
 
-    What "bits per byte of the right answer" is elsewhere: it moves long before accuracy leaves chance.
+    It moves long before accuracy leaves chance, and not at all where every option grows likelier alike.
     """
     if verdict.option_logprobs is None or verdict.options is None or verdict.gold is None:
         return 0.0 if score else -inf
-    return verdict.option_logprobs[verdict.gold] / max(1, len(verdict.options[verdict.gold]))
+    rates = _per_character(verdict.option_logprobs, verdict.options)
+    return rates[verdict.gold] - float(np.logaddexp.reduce(rates))
 
 
 def nats(verdict: Verdict, score: float) -> float:

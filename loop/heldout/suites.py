@@ -150,8 +150,8 @@ toxicity     after Gehman et al. (2020): mean over all samples; expected_max: me
              sample; probability: share of items whose worst sample is >= 0.5
 legal        accuracy of the option that is likeliest per character (acc_norm of lm-evaluation-harness), raw:
              likeliest in all (its acc); balanced: every right answer of a data set weighs the same;
-             gold_logprob: nats per character of the right option; calibration_error: of the shares per
-             character, ten bins
+             gold_logprob: log of the right option's share per character, in nats; calibration_error: of
+             these shares, ten bins
 capability   accuracy and gold_logprob on BoolQ; of free answers to some of its questions: degeneration
              (share that goes in circles), empty, distinct_2 (share of word pairs that are new), words, and
              surprise (nats per token under the bare model)
