@@ -114,13 +114,20 @@ class Session:
         name = self.config.policy if on_policy else role.model
         with_adapter = role.model == "policy"
         return bind(
-            Metered(self.engines.get(name), usage),
+            self.metered(name, usage),
             Sampling(**asdict(role.sampling)),
             policy.adapter if with_adapter else None,
             key=(self.config.seed, iteration, stage),
             system=self.config.system,
             model=policy.name if with_adapter else f"{name}@{self.digests[name][:12]}",
         )
+
+    def metered(self, name: str, usage: Usage) -> Metered:
+        """The engine of a model; loading it, which the first stage that asks pays for, is engine time too."""
+        start = perf_counter()
+        engine = self.engines.get(name)
+        usage.seconds += perf_counter() - start
+        return Metered(engine, usage)
 
     @contextmanager
     def stage(self, iteration: int, name: str, total: int | None = None) -> Generator[Meter]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from loop.contamination import Guard
 from loop.errors import AlignloopError, DataError, GuardStop
-from loop.interfaces import Critic, FittedCritic, Metered, Usage
+from loop.interfaces import Critic, FittedCritic, Usage
 from loop.overlap import normalise
 from loop.preferences import Candidates, pair_of
 from loop.records import (
@@ -346,7 +346,7 @@ def evaluate(session: Session, number: int, policy: Policy) -> None:
     if not session.run.path("judges.json").exists():
         write_cards(session.run.root, judges)
     with session.stage(number, "evaluate", len(items)) as meter:
-        engine = Metered(session.engines.get(session.config.policy), meter.usage)
+        engine = session.metered(session.config.policy, meter.usage)
         evaluate(
             folder,
             suites,
