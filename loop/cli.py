@@ -156,6 +156,33 @@ def compare(
     raise typer.Exit(found.exit_code)
 
 
+@app.command()
+def gaps(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="hf:org/name@revision, path:folder (a model or an adapter), pypi:…, or runs/NAME@ITERATION."
+        ),
+    ],
+    limit: Annotated[int | None, typer.Option(help="At most so many objectives.", min=1)] = None,
+    samples: Annotated[
+        int, typer.Option(help="Answers drawn to an objective, of which the model chooses.", min=2)
+    ] = 4,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is drawn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for gaps.json and gaps.jsonl.")] = None,
+    debug: Debug = False,
+) -> None:
+    """What a model does, knows and tells: generator, discriminator and critique on human-labelled answers.
+
+    Example: alignloop gaps runs/demo@2 --out evals/gaps
+    """
+    from loop.heldout.gaps import measure_model
+    from loop.report.tables import print_gaps
+
+    measured, folder = measure_model(model, out, limit, samples, seed)
+    print_gaps(measured, str(folder))
+
+
 def _listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
@@ -178,6 +205,22 @@ def show(
     from loop.report.story import print_story
 
     print_story(run_path, id)
+
+
+@app.command()
+def label(
+    run_path: RunPath,
+    count: Annotated[int, typer.Option(help="How many answers to ask about.", min=1)] = 16,
+    iteration: Annotated[int | None, typer.Option(help="Only answers of this iteration.", min=1)] = None,
+    debug: Debug = False,
+) -> None:
+    """Asks you about the answers on which the critic is least sure; each key is a label, kept at once.
+
+    Example: alignloop label runs/demo --count 16
+    """
+    from loop.labelling import label_run
+
+    label_run(run_path, count, iteration)
 
 
 @app.command()

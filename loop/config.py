@@ -92,6 +92,15 @@ class PairsConfig:
 
     min_margin: float = 0.1
     max_length_ratio: float = 8.0
+    min_agreement: float = 0.6  # share of pairs in which the judge too finds the chosen answer better
+
+
+@dataclass
+class ValidityConfig:
+    """What a critic must reach on human labels that it has not seen before its pairs are trained on."""
+
+    auc: float = 0.75
+    coverage: float = 0.9  # share of the rows that get a verdict
 
 
 @dataclass
@@ -153,6 +162,7 @@ class Config:
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    validity: ValidityConfig = field(default_factory=ValidityConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     gate: GateConfig = field(default_factory=GateConfig)
@@ -166,8 +176,8 @@ _SECRET = re.compile(
     r"|\w*(?:password|secret|credentials?))$"
 )
 
-# Keys that say where a run happens, or what it is called, and so change no result.
-WHERE_IT_RUNS = ("name", "runs", "iterations")
+# Keys that say where a run happens, what it is called or when it stops, and so change no result.
+WHERE_IT_RUNS = ("name", "runs", "iterations", "validity", "pairs.min_agreement")
 
 
 def load_config(arguments: Sequence[str]) -> DictConfig:
@@ -416,7 +426,12 @@ def build(part: Part, key: str, *positional: Any, **further: Any) -> Any:
 
 
 def source_digest(target: str) -> str:
-    """The digest of the file that holds `target`: a role that changed is another role."""
-    own = target.rpartition(":")[0] if ".py:" in target else None
-    file = own or inspect.getsourcefile(load_target(target, "target"))
-    return hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()[:16]
+    """The digest of the code behind `target`: a role that changed is another role.
+
+    A file of one's own counts alone; a module of a package together with its neighbours, which it may use.
+    """
+    if ".py:" in target:
+        files = [Path(target.rpartition(":")[0])]
+    else:
+        files = sorted(Path(str(inspect.getsourcefile(load_target(target, "target")))).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

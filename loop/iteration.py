@@ -29,11 +29,13 @@ def iterate(session: Session, number: int) -> bool:
     stages.answer(session, number, policy)
 
     critic = stages.fit_critic(session, number, policy)
+    stages.validate(session, number, policy, critic)
     stages.critique(session, number, policy, critic, of="completions.jsonl", to="critiques.jsonl")
     stages.revise(session, number, policy, critic)
     stages.critique(session, number, policy, critic, of="revisions.jsonl", to="revision_critiques.jsonl")
 
     stages.pair(session, number)
+    stages.check_pairs(session, number)
     stages.train(session, number, policy)
 
     stages.evaluate(session, number, session.policy(number))

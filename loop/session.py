@@ -21,6 +21,7 @@ from loop.contamination import Guard
 from loop.engines import Engine, Sampling
 from loop.errors import ConfigError
 from loop.interfaces import Context, Metered, Usage, bind
+from loop.labels import labels_path, read_labels
 from loop.overlap import normalise
 from loop.partition import Dropped, draw, load_partition
 from loop.progress import progress
@@ -159,7 +160,7 @@ def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
     )
     with replacing(session.run.path("config.yaml")) as beside:
         beside.write_text(OmegaConf.to_yaml(tree, resolve=False), encoding="utf-8")
-    _write_ledger(session)
+    write_ledger(session)
     _write_dropped(session)
     return session
 
@@ -271,8 +272,7 @@ def _use_of(seed: Seed, file: str) -> str:
 def parts_of(session: Session) -> dict[str, Any]:
     """All that changes results, by dotted name: what a rerun must share with the run it takes up."""
     config = asdict(session.config)
-    for key in (*WHERE_IT_RUNS, "models"):  # of a model only its content counts, not its place or engine
-        del config[key]
+    del config["models"]  # of a model only its content counts, not its place or engine
     prompts = Path(str(resources.files("prompts")))
     args = [value for seat in SEATS for value in getattr(session.config.roles, seat).args.values()]
     own = {value for value in args if isinstance(value, str) and value.endswith(".md")}
@@ -280,7 +280,7 @@ def parts_of(session: Session) -> dict[str, Any]:
     files = {Path(name.partition(".py:")[0] + ".py" if ".py:" in name else name) for name in evals}
     return {
         "version": __version__,
-        **{f"config.{key}": value for key, value in _flat(config) if not is_secret(key)},
+        **{f"config.{key}": value for key, value in _flat(config) if not (is_secret(key) or _aside(key))},
         **{f"weights.{name}": digest for name, digest in session.digests.items()},
         **{f"code.roles.{seat}": source_digest(getattr(session.config.roles, seat).target) for seat in SEATS},
         **{f"seeds.{use}": _rows_digest(rows) for use, rows in session.seeds.items()},
@@ -288,6 +288,10 @@ def parts_of(session: Session) -> dict[str, Any]:
         **{f"prompts.{name}": _digest(Path(name)) for name in sorted(own) if Path(name).is_file()},
         **{f"heldout.{path}": _digest(path) for path in sorted(files) if path.is_file()},
     }
+
+
+def _aside(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in WHERE_IT_RUNS)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -318,16 +322,33 @@ def _write_dropped(session: Session) -> None:
         beside.write_text("".join(json.dumps(vars(row)) + "\n" for row in session.dropped), encoding="utf-8")
 
 
-def _write_ledger(session: Session) -> None:
-    """Which human label is used for what. Derived from config and seeds, so it is written anew each time."""
-    uses = {"critic.fit": session.seeds["critic"]}
+def write_ledger(session: Session) -> None:
+    """Which human label is used for what, and which iterations' critics were fitted on it.
+
+    Derived from config, seeds and iterations, so written anew each time.
+    """
+    fitted: dict[str, list[int]] = {}
+    labels = {seed.id: seed for seed in (*session.seeds["critic"], *read_labels(labels_path(session.run)))}
+    for path in sorted(session.run.root.glob("iterations/*/critic/labels.jsonl")):
+        for seed in read_jsonl(path, Seed):  # one that was taken back later was used all the same
+            labels.setdefault(seed.id, seed)
+            fitted.setdefault(seed.id, []).append(int(path.parent.parent.name))
+    uses = {"critic.fit": list(labels.values())}
+    if session.seeds["critic"] or session.config.heldout.suites:
+        uses["critic.validate"] = load_partition().seeds["validation"]
     if session.config.heldout.suites:
         uses["judge.fit"] = load_partition().seeds["judge"]
-    rows = [
-        {"seed_id": seed.id, "use": use, "label": seed.label, "source": seed.source}
+    entries = [
+        {
+            "seed_id": seed.id,
+            "use": use,
+            "label": seed.label,
+            "source": seed.source,
+            "iterations": fitted.get(seed.id, []) if use == "critic.fit" else [],
+        }
         for use, seeds in uses.items()
         for seed in seeds
     ]
     with replacing(session.run.path("ledger.jsonl")) as beside:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         beside.write_text("".join(lines), encoding="utf-8")

@@ -17,7 +17,7 @@ models:
 roles:
   attacker: {target: roles.attacker.FewShotAttacker, args: {shots: 3}}
   learner: {target: roles.learner.SamplingLearner}
-  critic: {target: roles.critic.SeedCritic, model: m, args: {layer: 1}}
+  critic: {target: roles.critic.EnsembleCritic, model: m, args: {layer: 1}}
 """
 
 
@@ -77,7 +77,7 @@ def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path, small
 
 
 def test_a_file_in_place_of_a_node_leaves_none_of_the_old_args(tmp_path: Path, small: Path):
-    (tmp_path / "critic.yaml").write_text("target: roles.critic.SeedCritic\nargs: {examples: 1}\n")
+    (tmp_path / "critic.yaml").write_text("target: roles.critic.EnsembleCritic\nargs: {examples: 1}\n")
     config = plain(load_config([str(small), "roles.critic=@critic.yaml"]))
     assert config["roles"]["critic"]["args"] == {"examples": 1}
     assert config["roles"]["critic"]["model"] == "policy"
@@ -99,7 +99,7 @@ def test_a_replacing_file_is_found_beside_the_config_then_among_the_packaged_one
 ):
     folder = tmp_path / "mine"
     (folder / "critic").mkdir(parents=True)
-    (folder / "critic" / "own.yaml").write_text("target: roles.critic.SeedCritic\nargs: '@args.yaml'\n")
+    (folder / "critic" / "own.yaml").write_text("target: roles.critic.EnsembleCritic\nargs: '@args.yaml'\n")
     (folder / "critic" / "args.yaml").write_text("examples: 2\n")
     (folder / "c.yaml").write_text(
         SMALL.replace("{target: roles.learner.SamplingLearner}", "'@learner/sampling.yaml'")
@@ -176,7 +176,7 @@ def test_everything_that_must_be_given_is_asked_for_at_once(tmp_path: Path):
         ("system=[x", "cannot be read as YAML"),
         ("system=${", "cannot be read as YAML"),
         ("roles.critic=@nowhere.yaml", "nowhere.yaml"),
-        ("roles.critc=@critic/seeds.yaml", "did you mean roles.critic?"),
+        ("roles.critc=@critic/ensemble.yaml", "did you mean roles.critic?"),
     ],
 )
 def test_an_override_that_cannot_be_used_is_refused_in_one_line(small: Path, override: str, said: str):
@@ -235,9 +235,20 @@ def test_a_role_is_found_in_a_file_of_ones_own(tmp_path: Path):
     assert source_digest(f"{file}:Critic") != before
 
 
-def test_the_digest_of_a_packaged_role_is_that_of_its_file():
-    assert source_digest("roles.learner.SamplingLearner") == source_digest("roles.learner.SamplingLearner")
-    assert source_digest("roles.learner.SamplingLearner") != source_digest("roles.critic.SeedCritic")
+def test_the_digest_of_a_packaged_role_is_that_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A critic may be made of neighbouring files: where one of them changes, it is another critic."""
+    package = tmp_path / "own_roles"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "critic.py").write_text("from own_roles.scorer import score\n\nclass Critic:\n    pass\n")
+    (package / "scorer.py").write_text("score = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = source_digest("own_roles.critic.Critic")
+    assert before == source_digest("own_roles.critic.Critic")
+    (package / "scorer.py").write_text("score = 2\n")
+    assert before != source_digest("own_roles.critic.Critic")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from loop.engines import Engine, Sampling
 from loop.engines.scripted import ScriptedEngine
 from loop.interfaces import Context, FittedCritic, Metered, Usage, bind
-from roles.critic import SeedCritic
+from roles.critic import EnsembleCritic
 from roles.learner import SamplingLearner
 
 
@@ -85,7 +85,7 @@ def test_a_meter_counts_calls_tokens_and_seconds_and_changes_nothing():
 
 
 def test_a_critic_that_learns_is_told_from_one_that_does_not():
-    assert isinstance(SeedCritic(), FittedCritic)
+    assert isinstance(EnsembleCritic(), FittedCritic)
     assert not isinstance(SamplingLearner(), FittedCritic)
 
 

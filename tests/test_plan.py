@@ -25,7 +25,7 @@ models:
 roles:
   attacker: {{target: roles.attacker.FewShotAttacker, model: m, sampling: {{max_tokens: 40}}}}
   learner: {{target: roles.learner.SamplingLearner, args: {{samples: 2}}, sampling: {{max_tokens: 50}}}}
-  critic: {{target: roles.critic.SeedCritic, model: m, sampling: {{max_tokens: 30}}}}
+  critic: {{target: roles.critic.EnsembleCritic, model: m, sampling: {{max_tokens: 30}}}}
 iterations: 3
 attacks: {{safety: 6, benign: 4}}
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0}}

@@ -203,7 +203,7 @@ def _measured(judge: Judge, rows: Sequence[Seed]) -> dict[str, Any]:
         "how": how,
         **measure(truth, scores, groups),
         **_beside(judge.tells, rows, scores),
-        "categories": _by_category(rows, truth, scores, groups),
+        "categories": by_category(rows, truth, scores, groups),
         "blind_spots": _blind_spots(judge),
     }
 
@@ -231,7 +231,7 @@ def _beside(tells: Tells, rows: Sequence[Seed], scores: Sequence[float | None]) 
     }
 
 
-def _by_category(
+def by_category(
     rows: Sequence[Seed], truth: Sequence[bool], scores: Sequence[float | None], groups: Sequence[str]
 ) -> dict[str, Any]:
     """Counts of each category, and its AUC where `ENOUGH` rows of each label have a score."""

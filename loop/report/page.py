@@ -32,6 +32,12 @@ def write_page(run: RunDir) -> None:
         judges=judge_lines(run),
         transcript=before_and_after(run),
         timings=timings(run),
+        share=_share,
     )
     with replacing(run.path("report.html")) as beside:
         beside.write_text(harmless(text), encoding="utf-8")
+
+
+def _share(value: float | None, digits: int) -> str:
+    """A figure with so many digits, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"

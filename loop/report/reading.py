@@ -34,6 +34,7 @@ class Iteration:
     number: int
     results: Sequence[EvalResult]
     gate: Mapping[str, Any]
+    validity: Mapping[str, Any]
     audit: Mapping[str, Any]
     training: Mapping[str, Any]
 
@@ -56,6 +57,7 @@ def _iteration(folder: Path) -> Iteration:
         number=int(folder.name),
         results=[EvalResult(**row) for row in read_json(results)] if results.exists() else [],
         gate=_optional(folder / "gate.json"),
+        validity=_optional(folder / "critic" / "validity.json"),
         audit=_optional(folder / "pair_audit.json"),
         training=_optional(folder / "adapter" / "training.json"),
     )
@@ -109,6 +111,28 @@ def judge_line(card: Mapping[str, Any]) -> str:
     )
 
 
+def critic_line(iteration: Iteration) -> str:
+    """How far the critic of an iteration agreed with people, and the judge with its pairs."""
+    parts: list[str] = []
+    if (found := iteration.validity) and found["auc"] is not None:
+        interval = (
+            f" [{found['auc_low']:.2f}, {found['auc_high']:.2f}]" if found["auc_low"] is not None else ""
+        )
+        parts.append(
+            f"critic: AUC {found['auc']:.2f}{interval}, accuracy {found['accuracy']:.2f}, calibration error "
+            f"{found['calibration_error']:.2f} on {found['n']} human labels"
+        )
+        if change := found.get("drift"):
+            alarm = "fell" if change["alarm"] else "no significant fall"
+            parts.append(f"since iteration 1 {change['value']:+.3f} ({alarm})")
+    if agreement := iteration.audit.get("agreement", {}).get("all"):
+        parts.append(
+            f"the judge finds chosen better in {agreement['value']:.0%} [{agreement['low']:.0%}, "
+            f"{agreement['high']:.0%}] of {agreement['n']} pairs"
+        )
+    return "; ".join(parts)
+
+
 def write_metrics(run: RunDir) -> None:
     """metrics.jsonl: one line for each figure of each iteration, made anew from the stage files."""
     with replacing(run.path("metrics.jsonl")) as beside, beside.open("w", encoding="utf-8") as file:
@@ -121,15 +145,15 @@ def write_metrics(run: RunDir) -> None:
                 }
                 line |= {"value": row.value, "ci_low": row.ci_low, "ci_high": row.ci_high, "n": row.n}
                 file.write(json.dumps(line) + "\n")
-            for name, group in (
-                ("pairs", iteration.audit.get("pairs", {})),
-                ("training", iteration.training),
-            ):
+            agreement = iteration.audit.get("agreement", {})
+            groups: Mapping[str, Mapping[str, Any]] = {
+                "critic": iteration.validity,
+                "pairs": iteration.audit.get("pairs", {}),
+                "pair_agreement": {domain: found["value"] for domain, found in agreement.items()},
+                "training": iteration.training,
+            }
+            for name, group in groups.items():
                 for key, value in group.items():
                     if isinstance(value, int | float):
-                        file.write(
-                            json.dumps(
-                                {"iteration": iteration.number, "name": f"{name}.{key}", "value": value}
-                            )
-                            + "\n"
-                        )
+                        line = {"iteration": iteration.number, "name": f"{name}.{key}", "value": value}
+                        file.write(json.dumps(line) + "\n")

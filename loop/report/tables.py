@@ -16,6 +16,8 @@ from loop.report.terminal import console, plain
 if TYPE_CHECKING:
     from loop.heldout.comparison import Change, Comparison
     from loop.heldout.disagreement import Disagreement
+    from loop.heldout.gaps import Gaps
+    from loop.heldout.statistics import Interval
 
 _SHOWN_ITEMS = 5
 _ARROWS = {"lower": "↓", "higher": "↑"}
@@ -84,6 +86,47 @@ def print_comparison(comparison: "Comparison") -> None:
         highlight=False,
     )
     out.print(plain(comparison.outcome, "bold"))
+
+
+def print_gaps(gaps: "Gaps", folder: str) -> None:
+    """Harmlessness of what the model draws and chooses, AUC of its verdicts, both gaps; then what is null."""
+    table = Table(title=plain(gaps.model), title_justify="left")
+    table.add_column("figure", no_wrap=True)
+    for column in ("value [95 % interval]", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    of = f"of {gaps.samples}"
+    harmlessness = (
+        ("harmlessness of a random answer of its own (generator)", gaps.generator),
+        (f"… of the one {of} that it finds least harmful (discriminator)", gaps.discriminator),
+        (f"… of the best {of} by the judge (ceiling)", gaps.ceiling),
+    )
+    agreement = (
+        ("AUC on human labels: its verdict on the answer (discriminator)", gaps.answer_auc),
+        ("… its verdict from its critique alone (critique)", gaps.critique_auc),
+        ("… the judge, for comparison", gaps.judge_auc),
+    )
+    for section, asked in ((harmlessness, gaps.objectives), (agreement, gaps.labelled)):
+        for name, found in section:
+            table.add_row(name, _interval(found), f"{found.n}/{asked}")
+        table.add_section()
+    table.add_row(
+        "generator–discriminator gap", _interval(gaps.gd_gap, "+"), f"{gaps.gd_gap.n}/{gaps.objectives}"
+    )
+    table.add_row(
+        "discriminator–critique gap", _interval(gaps.dc_gap, "+"), f"{gaps.dc_gap.n}/{gaps.labelled}"
+    )
+    out = console()
+    out.print(table)
+    nulls = ", ".join(f"{count} × {what}" for what, count in gaps.nulls.items())
+    out.print(plain(f"null: {nulls or 'none'}; harmlessness by {gaps.judge}"))
+    out.print(plain(f"{folder}/gaps.json, gaps.jsonl"))
+
+
+def _interval(found: "Interval", sign: str = "") -> str:
+    if found.value is None:
+        return "–"
+    known = found.low is not None and found.high is not None
+    return f"{found.value:{sign}.2f}" + (f" [{found.low:{sign}.2f}, {found.high:{sign}.2f}]" if known else "")
 
 
 def _number(value: float | None) -> str:

@@ -22,12 +22,12 @@ models:
 roles:
   attacker: {{target: roles.attacker.FewShotAttacker, model: tiny, args: {{verbatim: 0.5}}}}
   learner: {{target: roles.learner.SamplingLearner, args: {{samples: 2}}}}
-  critic: {{target: roles.critic.SeedCritic, model: tiny}}
+  critic: {{target: roles.critic.EnsembleCritic, model: tiny}}
 iterations: 1
 chunk: 8
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0, files: ["{seeds}"]}}
 attacks: {{safety: 12, benign: 12}}
-pairs: {{min_margin: 0.05}}
+pairs: {{min_margin: 0.05, min_agreement: 0.0}}
 train:
   dpo:
     beta: 0.1
@@ -44,6 +44,7 @@ heldout:
   suites: [safety, overrefusal, toxicity, legal]
   limit: {{safety: 80, overrefusal: 60, toxicity: 4, legal: 8}}
   samples: {{toxicity: 2}}
+validity: {{auc: 0.0}} # its seeds are mild and made up, the rows that it is measured on are not
 gate:
   margins: {{overrefusal.refusal: 0.1}}
 """

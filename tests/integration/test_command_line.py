@@ -284,6 +284,25 @@ def test_a_role_of_ten_lines_in_a_file_of_ones_own_runs(
 
 
 @pytest.mark.slow
+def test_a_critic_that_agrees_with_nobody_is_stopped_and_a_lower_floor_goes_on(
+    config: Path, alignloop: Alignloop, without_baseline: Callable[[Path], None], tmp_path: Path
+) -> None:
+    (tmp_path / "my_critic.py").write_text(CRITIC, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("target: my_critic.py:Critic\nmodel: tiny\n", encoding="utf-8")
+    without_baseline(tmp_path / "runs" / "whole")
+    asked = ["run", config, "roles.critic=@mine.yaml", "pairs.min_margin=2"]
+    done = alignloop(*asked, "validity.auc=0.75", cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    assert "agrees too little with people" in _one_line(done)
+    assert "AUC 0.500" in _one_line(done)
+    folder = tmp_path / "runs" / "whole" / "iterations" / "001"
+    assert json.loads((folder / "critic" / "validity.json").read_text(encoding="utf-8"))["n"] == 135
+    assert not (folder / "critiques.jsonl").exists()
+    done = alignloop(*asked, "validity.auc=0", cwd=tmp_path)
+    assert "made no preference pair" in _one_line(done)
+
+
+@pytest.mark.slow
 def test_two_processes_never_share_a_run(guarded: Guarded, config: Path, alignloop: Alignloop) -> None:
     import fcntl
 
