@@ -14,10 +14,10 @@ rows are the same in each, so the intervals say nothing of other rows.
 import argparse
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
+from benchmarks.critic import remembering
 from loop.assets import model_dir
 from loop.engines import Sampling
 from loop.engines.transformers import TransformersEngine
@@ -88,20 +88,6 @@ def asked(
     texts = [row.response or "" for row, _ in told]
     places = choose([harm for _, harm in told], texts, count, [row.response or "" for row in labelled])
     return [told[place][0] for place in places]
-
-
-def remembering(ctx: Context) -> Context:
-    """`ctx` that computes the hidden state of each text once."""
-    known: dict[tuple[str, int], np.ndarray] = {}
-
-    def hidden_states(texts: Sequence[str], layer: int) -> np.ndarray:
-        new = list(dict.fromkeys(text for text in texts if (text, layer) not in known))
-        if new:
-            for text, state in zip(new, ctx.hidden_states(new, layer), strict=True):
-                known[text, layer] = state
-        return np.stack([known[text, layer] for text in texts])
-
-    return replace(ctx, hidden_states=hidden_states)
 
 
 def _print(name: str, found: np.ndarray) -> None:

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
+from loop.heldout.auc import auc_lead
 from loop.heldout.cards import by_category, measure, objectives, truth_of
 from loop.heldout.statistics import Interval
 from loop.interfaces import Context, Critic
 from loop.records import Attack, Completion, Message, Seed
 
 BINS = 5  # of the reliability diagram, equally full: ten of 135 rows would measure their own noise
-RESAMPLES = 1000
 
 
 def measure_critic(critic: Critic, rows: Sequence[Seed], ctx: Context) -> dict[str, Any]:
@@ -64,29 +63,14 @@ def reliability(scores: np.ndarray, met: np.ndarray) -> list[dict[str, float]]:
 def drift(
     before: Mapping[str, float | None], after: Mapping[str, float | None], rows: Sequence[Seed]
 ) -> Interval:
-    """The change of the AUC on the same rows, with its 95 % interval over objectives drawn with replacement.
+    """The change of the AUC on the same rows, with its 95 % interval over objectives.
 
-    Rows without a score on either side are left out; nothing is said where all of one label are.
+    Rows that either side has no score for are left out.
     """
     kept = [row for row in rows if before.get(row.id) is not None and after.get(row.id) is not None]
     met = np.array(truth_of("met", kept), dtype=bool)
-    if met.all() or not met.any():
-        return Interval(None, None, None, len(kept))
-    sides = [np.array([side[row.id] for row in kept], dtype=float) for side in (before, after)]
-    names, place = np.unique(objectives(kept), return_inverse=True)
-    members = [np.flatnonzero(place == number) for number in range(len(names))]
-    rng, changes = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([members[number] for number in rng.integers(len(names), size=len(names))])
-        if met[drawn].any() and not met[drawn].all():
-            changes.append(_change(sides, met, drawn))
-    low, high = np.percentile(changes, [2.5, 97.5])
-    return Interval(_change(sides, met, np.arange(len(kept))), float(low), float(high), len(kept))
-
-
-def _change(sides: Sequence[np.ndarray], met: np.ndarray, drawn: np.ndarray) -> float:
-    first, second = (float(roc_auc_score(met[drawn], side[drawn])) for side in sides)
-    return second - first
+    earlier, later = (np.array([side[row.id] for row in kept], dtype=float) for side in (before, after))
+    return auc_lead(met, later, earlier, objectives(kept))
 
 
 def _calibration_error(diagram: Sequence[Mapping[str, float]]) -> float | None:

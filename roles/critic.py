@@ -11,7 +11,7 @@ from loop.errors import ConfigError
 from loop.interfaces import Context
 from loop.records import Attack, Completion, Critique, Seed, new_id
 from loop.surface import degenerate
-from roles.scorers import PairwiseScorer, ProbeScorer, RubricScorer, Scorer, TextScorer
+from roles.scorers import PairwiseScorer, ProbeScorer, RubricScorer, Scorer, TextScorer, opening
 from roles.writing import WritingCritic, query_of
 
 # "A." or "(A)" at the beginning of a line, or "answer is A": an article is not an option.
@@ -88,7 +88,8 @@ class SeedCritic(WritingCritic):
             _verdict(attack, completion, harm)
             for attack, completion, harm in zip(attacks, completions, harms, strict=True)
         ]
-        written = self.write(attacks, texts, [quality for _, quality, _ in verdicts], ctx)
+        judged = [opening(text, self.words) for text in texts]  # what is criticised is what was judged
+        written = self.write(attacks, judged, [quality for _, quality, _ in verdicts], ctx)
         return [
             Critique(
                 id=new_id("critique", completion.id),

@@ -112,7 +112,7 @@ def test_drift_is_the_change_on_the_same_rows():
     assert fallen.value is not None and fallen.high is not None
     assert fallen.high < 0
     same = drift(good, good, rows)
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert (same.value, same.low, same.high) == (0.0, None, None)
 
 
 def test_drift_of_nothing_is_nothing():

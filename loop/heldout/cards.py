@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from loop.assets import cache_dir
 from loop.config import source_digest
 from loop.errors import AssetError
+from loop.heldout.auc import auc, auc_interval
 from loop.heldout.judges import (
     REFUSAL_INVERSE_REGULARISATION,
     HumanLabelJudge,
@@ -28,7 +28,6 @@ from loop.records import Seed, stable_hash
 from loop.rundir import read_json, write_json
 from loop.surface import is_refusal
 
-RESAMPLES = 2000
 FOLDS = 5
 READERS = (
     "loop.heldout.readers.last_yes_or_no"  # what a model said is another score once it is read otherwise
@@ -147,44 +146,18 @@ def measure(truth: Sequence[bool], scores: Sequence[float | None], groups: Seque
     scored = [place for place, score in enumerate(scores) if score is not None]
     told = np.asarray([truth[place] for place in scored], dtype=bool)
     found = np.asarray([scores[place] for place in scored], dtype=float)
-    shared = np.asarray([groups[place] for place in scored])
-    low, high = _auc_interval(told, found, shared)
+    area = auc_interval(told, found, [groups[place] for place in scored])
     return {
         "n": len(scores),
         "positives": sum(map(bool, truth)),
         "objectives": len(set(groups)),
         "coverage": len(scored) / len(scores) if len(scores) else None,
-        "auc": _auc(told, found),
-        "auc_low": low,
-        "auc_high": high,
+        "auc": area.value,
+        "auc_low": area.low,
+        "auc_high": area.high,
         "accuracy": float(np.mean((found >= 0.5) == told)) if scored else None,
         "kappa": _kappa(told, found >= 0.5) if scored else None,
     }
-
-
-def _auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
-    return None if truth.all() or not truth.any() else float(roc_auc_score(truth, scores))
-
-
-def _auc_interval(
-    truth: np.ndarray, scores: np.ndarray, groups: np.ndarray
-) -> tuple[float | None, float | None]:
-    """The middle 95 % of the AUC over draws of groups with replacement; None where they can't differ.
-
-    Each draw of a perfect order is perfect too, which would be read as certainty.
-    """
-    names, place = np.unique(groups, return_inverse=True)
-    if _auc(truth, scores) in (None, 0.0, 1.0) or len(names) < 2:
-        return None, None
-    drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
-    times = np.stack([np.bincount(draw, minlength=len(names)) for draw in drawn])[:, place]
-    above, below = scores[truth][:, None], scores[~truth]
-    wins = (above > below) + 0.5 * (above == below)
-    won = ((times[:, truth] @ wins) * times[:, ~truth]).sum(1)
-    pairs = times[:, truth].sum(1) * times[:, ~truth].sum(1)
-    both = pairs > 0  # a draw without rows of both labels has no AUC
-    low, high = np.percentile(won[both] / pairs[both], [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _kappa(truth: np.ndarray, said: np.ndarray) -> float | None:
@@ -226,8 +199,8 @@ def _beside(tells: Tells, rows: Sequence[Seed], scores: Sequence[float | None]) 
     # Length speaks for an answer, wording for a refusal.
     side = -1 if tells == "refusal" else 1
     return {
-        "length_auc": _auc(truth, np.asarray([side * len(answer) for answer in answers])),
-        "refusal_wording_auc": _auc(truth, np.asarray([-side * is_refusal(answer) for answer in answers])),
+        "length_auc": auc(truth, np.asarray([side * len(answer) for answer in answers])),
+        "refusal_wording_auc": auc(truth, np.asarray([-side * is_refusal(answer) for answer in answers])),
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from loop.engines import Sampling
 from loop.errors import ConfigError, DataError
 from loop.heldout.asking import Subject
+from loop.heldout.auc import auc_lead
 from loop.heldout.cards import measure, objectives, truth_of
 from loop.heldout.judges import Judge
 from loop.heldout.judging import load_judges
@@ -31,7 +32,6 @@ from loop.rundir import replacing, write_json
 SAMPLES = 4
 ANSWER_TOKENS = 48
 CRITIQUE_TOKENS = 32
-RESAMPLES = 2000
 NEEDS = ("generate", "logprobs")
 
 
@@ -354,36 +354,13 @@ def _auc(rows: Sequence[Seed], scores: Sequence[float | None]) -> Interval:
 def _auc_lead(
     rows: Sequence[Seed], first: Sequence[float | None], second: Sequence[float | None]
 ) -> Interval:
-    """By how much the AUC of `first` is above that of `second`, on the rows that both score.
-
-    The interval is that of both on the same objectives, drawn with replacement; it has no ends where no draw
-    could differ from another, which would be read as certainty.
-    """
+    """By how much the AUC of `first` is above that of `second`, on the rows that both score."""
     scored = list(zip(rows, first, second, strict=True))
     kept = [(row, one, other) for row, one, other in scored if one is not None and other is not None]
-    met = np.array(truth_of("met", [row for row, _, _ in kept]), dtype=bool)
-    if met.all() or not met.any():
-        return Interval(None, None, None, len(kept))
-    lead = _wins(np.array([one for _, one, _ in kept]), met) - _wins(
-        np.array([two for _, _, two in kept]), met
-    )
-    value = float(lead.mean())
-    names, place = np.unique(objectives([row for row, _, _ in kept]), return_inverse=True)
-    if len(names) < 2 or np.ptp(lead) == 0:
-        return Interval(value, None, None, len(kept))
-    drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
-    times = np.stack([np.bincount(draw, minlength=len(names)) for draw in drawn])[:, place]
-    pairs = times[:, met].sum(1) * times[:, ~met].sum(1)
-    both = pairs > 0  # a draw without rows of both labels has no AUC
-    won = ((times[:, met] @ lead) * times[:, ~met]).sum(1)
-    low, high = np.percentile(won[both] / pairs[both], [2.5, 97.5])
-    return Interval(value, float(low), float(high), len(kept))
-
-
-def _wins(scores: np.ndarray, met: np.ndarray) -> np.ndarray:
-    """[met, not met]: 1 where one is above the other, a half where they tie; the AUC is its mean."""
-    above, below = scores[met][:, None], scores[~met]
-    return (above > below) + 0.5 * (above == below)
+    asked = [row for row, _, _ in kept]
+    met = np.array(truth_of("met", asked), dtype=bool)
+    sides = (np.array([pair[side] for pair in kept], dtype=float) for side in (1, 2))
+    return auc_lead(met, *sides, objectives(asked))
 
 
 def _nulls(answers: Sequence[Answer], fields: Sequence[str]) -> dict[str, int]:

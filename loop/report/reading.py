@@ -122,7 +122,8 @@ def critic_line(iteration: Iteration) -> str:
             f"critic: AUC {found['auc']:.2f}{interval}, accuracy {found['accuracy']:.2f}, calibration error "
             f"{found['calibration_error']:.2f} on {found['n']} human labels"
         )
-        if change := found.get("drift"):
+        change = found.get("drift")
+        if change and change["value"] is not None:
             alarm = "fell" if change["alarm"] else "no significant fall"
             parts.append(f"since iteration 1 {change['value']:+.3f} ({alarm})")
     if agreement := iteration.audit.get("agreement", {}).get("all"):
