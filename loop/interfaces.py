@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from loop.engines import Engine, Prompt, Sample, Sampling
-from loop.records import Attack, Completion, Critique, Seed, stable_hash
+from loop.records import Attack, Completion, Critique, Message, Seed, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,9 @@ class Context:
 
     `generate(prompts, n=1, **sampling)` takes overrides such as `max_tokens=24`; `system` is the system
     prompt that the policy is trained and evaluated with; `model` names weights and adapter in records.
+    An attacker that takes several turns is also handed `respond`, which says what the policy answers to each
+    list of turns (null: none could be had), and `criticise`, the critic's critiques of attacks and answers;
+    for other roles both are null.
     """
 
     generate: Callable[..., list[list[Sample]]]
@@ -38,6 +41,8 @@ class Context:
     iteration: int
     system: str
     model: str
+    respond: Callable[[Sequence[Sequence[Message]]], list[str | None]] | None = None
+    criticise: Callable[[Sequence[Attack], Sequence[Completion]], list[Critique]] | None = None
 
 
 @dataclass(frozen=True)

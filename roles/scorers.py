@@ -47,7 +47,7 @@ class TextScorer:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def read(self, queries: Sequence[str], answers: Sequence[str], ctx: Context) -> np.ndarray:
-        """The opening words of what counts in each answer."""
+        """The opening words of each answer."""
         return np.array([opening(answer, self.words) for answer in answers], dtype=object)
 
     def learn(self, seen: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -177,16 +177,18 @@ class PairwiseScorer:
 
 
 def opening(answer: str, words: int) -> str:
-    """The first `words` words of what counts in `answer`.
-
-    A first sentence that declines doesn't count where an answer goes on after it: a refusal that is no more
-    than a preface excuses nothing, and one that is meant goes on as one.
-    """
-    answer = answer.strip()
-    first = SENTENCE_END.split(answer, maxsplit=1)
-    if len(first) == 2 and is_refusal(first[0]) and len(first[1].split()) >= ENOUGH:
-        answer = first[1]
+    """The first `words` words of `answer`."""
     return " ".join(answer.split()[:words])
+
+
+def past_preface(answer: str) -> str:
+    """`answer` without a first sentence that declines, where it goes on after it.
+
+    A refusal that is no more than a preface excuses nothing, and one that is meant goes on as one.
+    """
+    first = SENTENCE_END.split(answer.strip(), maxsplit=1)
+    goes_on = len(first) == 2 and len(first[1].split()) >= ENOUGH
+    return first[1] if goes_on and is_refusal(first[0]) else answer
 
 
 def _log_odds(ctx: Context, chats: Sequence[Sequence[Message]], one: str, other: str) -> np.ndarray:
