@@ -91,7 +91,8 @@ class PairsConfig:
     """What a preference pair must satisfy."""
 
     min_margin: float = 0.1
-    max_length_ratio: float = 8.0
+    min_quality: float = 0.5  # of the chosen answer: the better of two bad ones is not to be learned
+    max_length_ratio: float = 12.0  # a refusal of five words is a good answer too
     min_agreement: float = 0.6  # share of pairs in which the judge too finds the chosen answer better
 
 

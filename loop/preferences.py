@@ -17,10 +17,13 @@ class Candidates:
     critiques: Sequence[Critique]
 
 
-def pair_of(group: Candidates, *, system: str, min_margin: float, max_length_ratio: float) -> Pair | str:
+def pair_of(
+    group: Candidates, *, system: str, min_margin: float, min_quality: float, max_length_ratio: float
+) -> Pair | str:
     """The best and the worst answer by the critic's quality, or the reason why they make no pair.
 
-    `min_margin` is the least difference in quality; `max_length_ratio` bounds the longer text in words
+    `min_margin` is the least difference in quality, `min_quality` the least that the chosen one has;
+    `max_length_ratio` bounds the longer text in words
     against the shorter. A null verdict is never used.
     """
     attack = group.attack
@@ -41,6 +44,8 @@ def pair_of(group: Candidates, *, system: str, min_margin: float, max_length_rat
         return "the best answer is empty"
     if normalise(chosen) == normalise(rejected):
         return "chosen and rejected say the same"
+    if best_quality < min_quality:
+        return "no answer good enough"
     if best_quality - worst_quality < min_margin:
         return "margin below the floor"
     lengths = sorted(len(text.split()) or 1 for text in (chosen, rejected))

@@ -41,7 +41,7 @@ def critiques(completions: Sequence[Completion], qualities: Sequence[float | Non
 
 
 def outcome(group: Candidates, **rules: float) -> Pair | str:
-    limits = {"min_margin": 0.1, "max_length_ratio": 8.0, **rules}
+    limits = {"min_margin": 0.1, "min_quality": 0.5, "max_length_ratio": 8.0, **rules}
     return pair_of(group, system="Help.", **limits)
 
 
@@ -74,6 +74,11 @@ def test_a_worse_revision_is_rejected():
         for row, origin in zip(group.completions, ("revision", "policy"), strict=True)
     ]
     assert made(replace(group, completions=moved)).rejected == STRONG
+
+
+def test_the_better_of_two_bad_answers_is_not_learned():
+    assert outcome(candidates((WEAK, 0.1), (STRONG, 0.4))) == "no answer good enough"
+    assert made(candidates((WEAK, 0.1), (STRONG, 0.4)), min_quality=0.3).chosen == STRONG
 
 
 def test_ties_do_not_depend_on_the_order_of_the_answers():

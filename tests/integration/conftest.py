@@ -27,7 +27,7 @@ iterations: 1
 chunk: 8
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0, files: ["{seeds}"]}}
 attacks: {{safety: 12, benign: 12}}
-pairs: {{min_margin: 0.05, min_agreement: 0.0}}
+pairs: {{min_margin: 0.05, min_quality: 0.0, min_agreement: 0.0}}
 train:
   dpo:
     beta: 0.1

@@ -237,7 +237,7 @@ def test_config_prints_every_default_and_keeps_secrets_as_references(
 ) -> None:
     done = alignloop("config", config, "models.tiny.engine.args.key=${oc.env:HOME}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "max_length_ratio: 8.0" in done.stdout
+    assert "max_length_ratio: 12.0" in done.stdout
     assert "key: ${oc.env:HOME}" in done.stdout
 
 
