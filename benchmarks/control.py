@@ -2,10 +2,10 @@
 
     python -m benchmarks.control [--seed 0] [--runs runs]
 
-The critic's own seeds, their labels dealt anew, are written beside the run and given as `seeds.files`. With the
-gates on such a critic ends the run before anything is trained (tests/slow/test_embedded_model.py); with them
-off its preferences must not make the policy safer. Prints how far it agreed with people, the judge with its
-pairs, and what changed on the held-out dev half.
+The critic's own seeds, their labels dealt anew, are written beside the run and given as `seeds.files`. With
+the gates on such a critic ends the run before anything is trained (tests/slow/test_embedded_model.py); with
+them off its preferences must not make the policy safer. Prints how far it agreed with people, the judge with
+its pairs, and what changed on the held-out dev half.
 """
 
 import argparse

@@ -125,10 +125,11 @@ def measure(attacks: int, folder: Path) -> dict[str, float]:
     load_partition()  # what every run pays once, whatever its size
     _forget_peak()
     start = time.perf_counter()
-    stages.attack(session, 1, POLICY)
-    stages.answer(session, 1, POLICY)
     critic = stages.fit_critic(session, 1, POLICY)
+    stages.attack(session, 1, POLICY, critic)
+    stages.answer(session, 1, POLICY)
     stages.critique(session, 1, POLICY, critic, of="completions.jsonl", to="critiques.jsonl")
+    stages.measure(session, 1)
     stages.revise(session, 1, POLICY, critic)
     stages.critique(session, 1, POLICY, critic, of="revisions.jsonl", to="revision_critiques.jsonl")
     stages.pair(session, 1)

@@ -25,7 +25,7 @@ def audit_pairs(pairs: Sequence[Pair], attacks: Mapping[str, Attack], judge: Jud
     that it cannot score, and those with options, whose label decides, are left out and counted.
     """
     met = [
-        judge.score([pair.prompt[-1]["content"] for pair in pairs], [text(pair) for pair in pairs])
+        judge.score([attacks[pair.attack_id].asked for pair in pairs], [text(pair) for pair in pairs])
         for text in (lambda pair: pair.chosen, lambda pair: pair.rejected)
     ]
     agrees: defaultdict[str, list[float]] = defaultdict(list)

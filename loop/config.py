@@ -84,6 +84,9 @@ class AttacksConfig:
     benign: int = 96
     toxicity: int = 0
     legal: int = 0
+    retry: int = 16  # at most so many of those that broke an earlier policy are asked again
+    archive: str | None = None  # archive.jsonl of another run, to begin with
+    min_distinct: float = 0.5  # share of harmful attacks that are distinct; fewer end the run
 
 
 @dataclass
@@ -178,7 +181,7 @@ _SECRET = re.compile(
 )
 
 # Keys that say where a run happens, what it is called or when it stops, and so change no result.
-WHERE_IT_RUNS = ("name", "runs", "iterations", "validity", "pairs.min_agreement")
+WHERE_IT_RUNS = ("name", "runs", "iterations", "validity", "pairs.min_agreement", "attacks.min_distinct")
 
 
 def load_config(arguments: Sequence[str]) -> DictConfig:

@@ -25,12 +25,14 @@ def iterate(session: Session, number: int) -> bool:
     """One turn of the loop; True when its policy is promoted."""
     policy = session.policy_before(number)
 
-    stages.attack(session, number, policy)
-    stages.answer(session, number, policy)
-
     critic = stages.fit_critic(session, number, policy)
     stages.validate(session, number, policy, critic)
+
+    stages.attack(session, number, policy, critic)
+    stages.answer(session, number, policy)
+
     stages.critique(session, number, policy, critic, of="completions.jsonl", to="critiques.jsonl")
+    stages.measure(session, number)
     stages.revise(session, number, policy, critic)
     stages.critique(session, number, policy, critic, of="revisions.jsonl", to="revision_critiques.jsonl")
 

@@ -109,7 +109,7 @@ def _candidates_of(folder: Path, name: str) -> Iterator[Candidate]:
 
 
 def _seed(attack: Attack, text: str, name: str) -> Seed:
-    prompt = attack.turns[-1]["content"]
+    prompt = attack.asked
     return Seed(
         id=new_id("seed", prompt, text),
         domain="safety",

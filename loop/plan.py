@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +13,8 @@ from rich.table import Table
 from loop.heldout.asking import FREE_SHARE, TOXICITY_SAMPLES
 from loop.heldout.evaluation import choose
 from loop.heldout.suites import find_suites
+from loop.partition import load_partition
+from loop.records import DOMAINS
 from loop.report.terminal import console, plain
 from loop.session import Session, parts_of
 
@@ -23,6 +25,7 @@ REFERENCE_SECONDS_PER_ROW: Mapping[str, float] = {
     "attack": 0.25,
     "answer": 0.25,
     "fit critic": 0.1,
+    "validate": 0.1,
     "critique": 0.2,
     "revise": 0.4,
     "pair": 0.001,
@@ -44,7 +47,9 @@ class StagePlan:
 def plan(session: Session) -> list[StagePlan]:
     """Upper bounds: every attack is usable, every answer as long as it may be, every query makes a pair."""
     config, roles = session.config, session.config.roles
-    attacks = sum(asdict(config.attacks).values())
+    attacks = sum(getattr(config.attacks, domain) for domain in DOMAINS)
+    labelled = len(load_partition().seeds["validation"]) if any(session.seeds.values()) else 0
+    tried_again = config.attacks.retry * (config.iterations - 1)
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
@@ -56,9 +61,10 @@ def plan(session: Session) -> list[StagePlan]:
     usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0, "capability": 1 / FREE_SHARE}
     drawn = sum({**usual, **heldout.samples}.get(item.suite, 1) for item in items)
     rows = {
-        "attack": (attacks * turns, roles.attacker.sampling.max_tokens),
-        "answer": (answers * turns, roles.learner.sampling.max_tokens),
         "fit critic": (len(session.seeds["critic"]) * turns, 0),
+        "validate": (labelled * turns, roles.critic.sampling.max_tokens),
+        "attack": (attacks * turns + tried_again, roles.attacker.sampling.max_tokens),
+        "answer": (answers * turns + tried_again, roles.learner.sampling.max_tokens),
         "critique": ((answers + REVISIONS * attacks) * turns, roles.critic.sampling.max_tokens),
         "revise": (attacks * turns, REVISIONS * roles.critic.sampling.max_tokens),
         "pair": (attacks * turns, 0),

@@ -42,7 +42,8 @@ class Seed:
 class Attack:
     """An adversarial query: chat `turns`, a user turn last. `harmful` null means unclear.
 
-    `opener` holds words put into the answer's mouth; the completion's text then begins with them.
+    `opener` holds words put into the answer's mouth; the completion's text then begins with them. `query`
+    says in plain words what is asked for, where the turns wrap or encode it.
     """
 
     id: str
@@ -59,6 +60,12 @@ class Attack:
     opener: str | None = None
     options: list[str] | None = None
     gold: int | None = None
+    query: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """What is asked for, in plain words."""
+        return self.query or self.turns[-1]["content"]
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,8 @@ def parts_of(session: Session) -> dict[str, Any]:
     del config["models"]  # of a model only its content counts, not its place or engine
     prompts = Path(str(resources.files("prompts")))
     args = [value for seat in SEATS for value in getattr(session.config.roles, seat).args.values()]
-    own = {value for value in args if isinstance(value, str) and value.endswith(".md")}
+    named = [entry for value in args for entry in (value if isinstance(value, list) else [value])]
+    own = {str(entry) for entry in named if str(entry).endswith(".md")}
     evals = [*session.config.heldout.suites, *session.config.heldout.judges]
     files = {Path(name.partition(".py:")[0] + ".py" if ".py:" in name else name) for name in evals}
     return {

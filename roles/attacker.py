@@ -16,8 +16,18 @@ from loop.records import Attack, Message, Seed, new_id
 _HOW_TO = re.compile(
     r"^(?:\w+ ){1,6}?(?:(?:on|for|explaining|about) )?how to (?P<goal>.{12,})$", re.IGNORECASE
 )
-_JUDGED = ("safety", "benign")
+JUDGED = ("safety", "benign")
 _NUMBERING = re.compile(r"^[\s\d.)\-*\"'“”]+|[\s.\"'“”]+$")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be asked for: its `origin` is seed or few-shot; where `unclear`, its kind is unsure."""
+
+    seed: Seed
+    text: str
+    origin: str
+    unclear: bool
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,13 @@ class FewShotAttacker:
 
     def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
         """At most one attack for each seed, in their order; seeds of the same kind serve as its examples."""
+        return [self._as_attack(goal, ctx) for goal in self._goals(seeds, ctx)]
+
+    def _goals(self, seeds: Sequence[Seed], ctx: Context) -> list[Goal]:
+        """At most one goal for each seed, all of them distinct."""
         written = self._write(seeds, ctx)
         chances = self._harm_chances(seeds, [goal for goals in written for goal in goals], ctx)
-        attacks: list[Attack] = []
+        chosen: list[Goal] = []
         taken: set[str] = set()
         for seed, goals in zip(seeds, written, strict=True):
             goals = [goal for goal in goals if normalise(goal) not in taken]
@@ -56,18 +70,18 @@ class FewShotAttacker:
             goal = self._choice(seed, goals, chances)
             taken.add(normalise(goal))
             own = goal == _clean(seed.prompt)
-            unclear = not own and _clarity(seed, chances.get(goal)) < self.sure
-            attacks.append(self._as_attack(seed, goal, "seed" if own else "few-shot", unclear, ctx))
-        return attacks
+            unclear = not own and clarity(seed, chances.get(goal)) < self.sure
+            chosen.append(Goal(seed, goal, "seed" if own else "few-shot", unclear))
+        return chosen
 
     def _choice(self, seed: Seed, goals: Sequence[str], chances: Mapping[str, float]) -> str:
         """Of the goals that are surely of their kind the one nearest to its seed in length, or the clearest.
 
         So the goals written on either side are as long as its seeds, which are of like length.
         """
-        sure = [goal for goal in goals if _clarity(seed, chances.get(goal)) >= self.sure]
+        sure = [goal for goal in goals if clarity(seed, chances.get(goal)) >= self.sure]
         if not sure:
-            return max(goals, key=lambda goal: _clarity(seed, chances.get(goal)))
+            return max(goals, key=lambda goal: clarity(seed, chances.get(goal)))
         length = len(seed.prompt.split())
         return min(sure, key=lambda goal: abs(len(goal.split()) - length))
 
@@ -115,7 +129,7 @@ class FewShotAttacker:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        known = {_clean(seed.prompt): bool(seed.harmful) for seed in seeds if seed.domain in _JUDGED}
+        known = {_clean(seed.prompt): bool(seed.harmful) for seed in seeds if seed.domain in JUDGED}
         if len(set(known.values())) < 2 or not goals:
             return {}
         labels = np.array(list(known.values()))
@@ -127,17 +141,19 @@ class FewShotAttacker:
         found = probe.predict_proba(states[len(labels) :])[:, 1]
         return {goal: float(chance) for goal, chance in zip(goals, found, strict=True)}
 
-    def _as_attack(self, seed: Seed, goal: str, strategy: str, unclear: bool, ctx: Context) -> Attack:
-        text, form = self._in_form(seed, goal, ctx)
+    def _as_attack(self, goal: Goal, ctx: Context) -> Attack:
+        """The goal asked for in its form, in one turn."""
+        seed = goal.seed
+        text, form = self._in_form(seed, goal.text, ctx)
         return Attack(
             id=new_id("attack", ctx.iteration, text),
             iteration=ctx.iteration,
             seed_id=seed.id,
             family="zero-shot",
-            strategy=f"{strategy}/{form}",
+            strategy=f"{goal.origin}/{form}",
             domain=seed.domain,
             category=seed.category,
-            harmful=None if unclear else seed.harmful,
+            harmful=None if goal.unclear else seed.harmful,
             turns=[Message(role="user", content=text)],
             model=ctx.model,
             options=seed.options,
@@ -154,14 +170,19 @@ class FewShotAttacker:
         entries: list[dict[str, Any]] = forms["forms"]
         weights = [entry["weight"] for entry in entries]
         form = ctx.rng("form", seed.id, goal).choices(entries, weights)[0]
-        if form["name"] != "imperative" and (match := _HOW_TO.match(goal)):
-            goal = match["goal"]
-        return fill(form["text"], goal=goal), form["name"]
+        asked = goal if form["name"] == "imperative" else deed(goal)
+        return fill(form["text"], goal=asked), form["name"]
 
 
-def _clarity(seed: Seed, chance: float | None) -> float:
+def deed(goal: str) -> str:
+    """What `goal` wants to do, where it asks to be told how to do it; otherwise the goal."""
+    match = _HOW_TO.match(goal)
+    return match["goal"] if match else goal
+
+
+def clarity(seed: Seed, chance: float | None) -> float:
     """How surely a goal is of the kind that its seed intends; 1 where nothing speaks against it."""
-    if chance is None or seed.domain not in _JUDGED:
+    if chance is None or seed.domain not in JUDGED:
         return 1.0
     return chance if seed.harmful else 1 - chance
 

@@ -12,7 +12,7 @@ from loop.interfaces import Context
 from loop.records import Attack, Completion, Critique, Seed, new_id
 from loop.surface import degenerate
 from roles.scorers import PairwiseScorer, ProbeScorer, RubricScorer, Scorer, TextScorer, opening, past_preface
-from roles.writing import WritingCritic, query_of
+from roles.writing import WritingCritic
 
 # "A." or "(A)" at the beginning of a line, or "answer is A": an article is not an option.
 _LETTER = re.compile(
@@ -89,7 +89,7 @@ class SeedCritic(WritingCritic):
             text if attack.harmful is False else past_preface(text)
             for attack, text in zip(attacks, texts, strict=True)
         ]
-        harms, parts = self._harms([query_of(attack) for attack in attacks], counts, ctx)
+        harms, parts = self._harms([attack.asked for attack in attacks], counts, ctx)
         verdicts = [
             _verdict(attack, completion, harm)
             for attack, completion, harm in zip(attacks, completions, harms, strict=True)

@@ -47,7 +47,7 @@ class WritingCritic:
         chats = [
             prompt.render(
                 principle=self.principle(attacks[row])["text"],
-                query=query_of(attacks[row]),
+                query=attacks[row].asked,
                 answer=texts[row],
             )
             for row in poor
@@ -96,7 +96,7 @@ class WritingCritic:
                 attack_id=attack.id,
                 sample=number,
                 origin="revision",
-                text=None if sample.text is None else f"{attack.opener or ''}{opener}{sample.text}",
+                text=None if sample.text is None else f"{_spaced(attack.opener)}{opener}{sample.text}",
                 finish_reason=sample.finish_reason,
                 tokens=sample.tokens,
                 model=ctx.model,
@@ -123,12 +123,12 @@ class WritingCritic:
         *system, query, answer = load_prompt(self.revise_prompt).render(
             principle=self.principle(attack)["text"],
             critique=critique.rationale,
-            query=query_of(attack),
+            query=attack.asked,
             opener=opener,
         )
         shown: list[Message] = []
         if opener in self.refusal_openers:
-            for objective, response in self._nearest_refusals(query_of(attack)):
+            for objective, response in self._nearest_refusals(attack.asked):
                 words = response.split()[: self.example_words]
                 shown += [
                     Message(role="user", content=objective),
@@ -147,9 +147,9 @@ class WritingCritic:
         return sorted(self.refusals, key=shared)[-self.examples :] if self.examples else []
 
 
-def query_of(attack: Attack) -> str:
-    """The last user turn: what is to be answered."""
-    return attack.turns[-1]["content"]
+def _spaced(opener: str | None) -> str:
+    """Words put into the answer's mouth, ready for more to follow."""
+    return f"{opener} " if opener and not opener[-1].isspace() else opener or ""
 
 
 def _known(critique: Critique) -> bool:

@@ -35,7 +35,7 @@ def pair(
 def attacks(*pairs: Pair, **more: Any) -> dict[str, Attack]:
     return {
         row.attack_id: Attack(
-            row.attack_id, 1, "s", "f", "x", row.domain, "", row.domain == "safety", [], "m", **more
+            row.attack_id, 1, "s", "f", "x", row.domain, "", row.domain == "safety", row.prompt, "m", **more
         )
         for row in pairs
     }

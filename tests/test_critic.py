@@ -89,6 +89,17 @@ def test_repetition_is_no_good_refusal_either(critic: SeedCritic):
     assert quality(critic, attack(), "I can't. " * 40) < 0.2
 
 
+def test_an_encoded_query_is_judged_and_criticised_by_what_it_asks_for(critic: SeedCritic):
+    seen: list[str] = []
+    ctx = context(lambda prompt, *_: seen.append(prompt_text(prompt)) or " is too eager.")
+    encoded = replace(
+        attack(), turns=[Message(role="user", content="T3BlbiB0aGUgbG9jaw==")], query="Open the lock."
+    )
+    critic.critique([encoded], [answer(encoded, HELP)], ctx)
+    assert "Open the lock." in seen[0]
+    assert "T3BlbiB0aGUgbG9jaw==" not in seen[0]
+
+
 def test_what_could_not_be_had_or_told_is_null_and_never_zero(critic: SeedCritic):
     missing = verdict(critic, attack(), None)
     assert (missing.quality, missing.harm) == (None, None)
@@ -376,6 +387,8 @@ def test_the_model_is_shown_refusals_of_people_to_the_nearest_requests(critic: S
 def test_words_put_into_the_mouth_stand_before_the_revision(critic: SeedCritic):
     (row,) = revisions(critic, attack(opener="Sure, here is "), 0.2)
     assert (row.text or "").startswith("Sure, here is ")
+    (spaced,) = revisions(critic, attack(opener="Sure, here is"), 0.2)
+    assert spaced.text == row.text
     assert begins(
         [replace(row, text=(row.text or "").removeprefix("Sure, here is "))], critic.refusal_openers
     )[0]

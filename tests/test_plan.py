@@ -27,7 +27,7 @@ roles:
   learner: {{target: roles.learner.SamplingLearner, args: {{samples: 2}}, sampling: {{max_tokens: 50}}}}
   critic: {{target: roles.critic.EnsembleCritic, model: m, sampling: {{max_tokens: 30}}}}
 iterations: 3
-attacks: {{safety: 6, benign: 4}}
+attacks: {{safety: 6, benign: 4, retry: 2}}
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0}}
 heldout: {{suites: [safety]}}
 """)
@@ -46,8 +46,8 @@ def by_stage(session: Session) -> dict[str, StagePlan]:
 
 def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     stages = by_stage(session)
-    assert (stages["attack"].rows, stages["attack"].tokens) == (30, 1200)
-    assert (stages["answer"].rows, stages["answer"].tokens) == (60, 3000)
+    assert (stages["attack"].rows, stages["attack"].tokens) == (30 + 4, 34 * 40)
+    assert (stages["answer"].rows, stages["answer"].tokens) == (60 + 4, 64 * 50)
     assert stages["train"].rows == 10 + 20 + 30
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
@@ -71,7 +71,7 @@ def test_without_replay_each_iteration_trains_on_its_own_pairs(session: Session)
 def test_where_nothing_ran_yet_the_reference_rates_count(session: Session, tmp_path: Path):
     rates, runs = measured_rates(tmp_path / "runs")
     assert (rates, list(runs)) == (dict(REFERENCE_SECONDS_PER_ROW), [])
-    assert by_stage(session)["attack"].seconds == pytest.approx(30 * REFERENCE_SECONDS_PER_ROW["attack"])
+    assert by_stage(session)["attack"].seconds == pytest.approx(34 * REFERENCE_SECONDS_PER_ROW["attack"])
 
 
 def test_where_runs_were_their_median_counts(session: Session, tmp_path: Path):
@@ -81,7 +81,7 @@ def test_where_runs_were_their_median_counts(session: Session, tmp_path: Path):
     assert len(runs) == 2
     assert rates["attack"] == 2.0
     assert rates["train"] == REFERENCE_SECONDS_PER_ROW["train"]
-    assert by_stage(session)["attack"].seconds == pytest.approx(60)
+    assert by_stage(session)["attack"].seconds == pytest.approx(68)
 
 
 def test_the_plan_is_shown_with_what_it_rests_on(
@@ -92,7 +92,7 @@ def test_the_plan_is_shown_with_what_it_rests_on(
     assert "[red]plan[/x]: 3 iterations, at most" in shown
     for stage in (*REFERENCE_SECONDS_PER_ROW, "all"):
         assert stage in shown
-    assert "3,000" in shown
+    assert "3,200" in shown
     assert "the project's own measurement" in shown
     assert not (tmp_path / "runs").exists()
     timed(tmp_path / "runs", "one", ("attack", 10, 10.0))

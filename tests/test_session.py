@@ -219,7 +219,13 @@ def test_opening_writes_manifest_config_and_ledger_without_any_secret(
     assert "hidden" not in "".join(path.read_text() for path in session.run.root.iterdir())
     assert "${oc.env:MY_SECRET}" in session.run.path("config.yaml").read_text()
     ledger = [json.loads(line) for line in session.run.path("ledger.jsonl").read_text().splitlines()]
-    assert ledger[0] == {"seed_id": SEEDS[4].id, "use": "critic.fit", "label": 0.0, "source": "mine"}
+    assert ledger[0] == {
+        "seed_id": SEEDS[4].id,
+        "use": "critic.fit",
+        "label": 0.0,
+        "source": "mine",
+        "iterations": [],
+    }
     assert {row["use"] for row in ledger[1:]} == {"judge.fit"}
     manifest = json.loads(session.run.path("manifest.json").read_text())
     assert manifest["lineage"]["models"] == session.digests

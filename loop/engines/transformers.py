@@ -5,7 +5,6 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loop.engines import Prompt, Sample, Sampling
+from loop.engines.adapters import adapter_name
 from loop.engines.chat import render, special_tokens
 from loop.engines.decoding import batches, choose, common_prefix, fork, merge, new_cache, uniforms
 from loop.engines.noise import quieten
@@ -353,13 +353,7 @@ class TransformersEngine:
             yield
 
     def _switch_to(self, folder: Path) -> None:
-        weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-        if not (weights.is_file() and config.is_file()):
-            raise AssetError(f"{folder}: no adapter there; it needs {config.name} and {weights.name}")
-        # Named by content, so that an adapter trained anew under the same path is loaded anew.
-        content = blake2b(config.read_bytes() + weights.read_bytes(), digest_size=8)
-        content.update(str(folder.resolve()).encode())
-        name = f"lora_{content.hexdigest()}"
+        name = adapter_name(folder)
         if name in self._adapters:
             self._adapters.remove(name)
         elif self._peft is None:

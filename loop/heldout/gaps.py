@@ -359,8 +359,8 @@ def _auc_lead(
     kept = [(row, one, other) for row, one, other in scored if one is not None and other is not None]
     asked = [row for row, _, _ in kept]
     met = np.array(truth_of("met", asked), dtype=bool)
-    sides = (np.array([pair[side] for pair in kept], dtype=float) for side in (1, 2))
-    return auc_lead(met, *sides, objectives(asked))
+    ones, others = (np.array([row[side] for row in kept], dtype=float) for side in (1, 2))
+    return auc_lead(met, ones, others, objectives(asked))
 
 
 def _nulls(answers: Sequence[Answer], fields: Sequence[str]) -> dict[str, int]:

@@ -5,7 +5,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loop import __version__
-from loop.report.reading import HEADLINES, before_and_after, judge_lines, read_run, timings, write_metrics
+from loop.report.reading import (
+    HEADLINES,
+    before_and_after,
+    judge_lines,
+    read_run,
+    share,
+    timings,
+    write_metrics,
+)
 from loop.report.summary import figure
 from loop.rundir import RunDir, read_json, replacing
 from loop.surface import harmless
@@ -33,6 +41,7 @@ def write_page(run: RunDir) -> None:
         transcript=before_and_after(run),
         timings=timings(run),
         share=_share,
+        rate=share,
     )
     with replacing(run.path("report.html")) as beside:
         beside.write_text(harmless(text), encoding="utf-8")

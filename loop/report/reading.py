@@ -35,6 +35,7 @@ class Iteration:
     results: Sequence[EvalResult]
     gate: Mapping[str, Any]
     validity: Mapping[str, Any]
+    attacks: Mapping[str, Any]
     audit: Mapping[str, Any]
     training: Mapping[str, Any]
 
@@ -58,6 +59,7 @@ def _iteration(folder: Path) -> Iteration:
         results=[EvalResult(**row) for row in read_json(results)] if results.exists() else [],
         gate=_optional(folder / "gate.json"),
         validity=_optional(folder / "critic" / "validity.json"),
+        attacks=_optional(folder / "attack_measures.json"),
         audit=_optional(folder / "pair_audit.json"),
         training=_optional(folder / "adapter" / "training.json"),
     )
@@ -127,11 +129,36 @@ def critic_line(iteration: Iteration) -> str:
             alarm = "fell" if change["alarm"] else "no significant fall"
             parts.append(f"since iteration 1 {change['value']:+.3f} ({alarm})")
     if agreement := iteration.audit.get("agreement", {}).get("all"):
-        parts.append(
-            f"the judge finds chosen better in {agreement['value']:.0%} [{agreement['low']:.0%}, "
-            f"{agreement['high']:.0%}] of {agreement['n']} pairs"
-        )
+        parts.append(f"the judge finds chosen better in {share(agreement)} of {agreement['n']} pairs")
     return "; ".join(parts)
+
+
+def attack_line(iteration: Iteration) -> str:
+    """What the attacks of an iteration achieved against the policy that they met."""
+    found = iteration.attacks
+    if not found or found["success"]["value"] is None:
+        return ""
+    parts = [f"attacks: {share(found['success'])} of {found['success']['n']} harmful ones broke the policy"]
+    if found["retried"]["n"]:
+        parts.append(
+            f"of {found['retried']['n']} that broke an earlier one {share(found['retried'])} still do"
+        )
+    if (form := found["form"])["auc"] is not None:
+        parts.append(
+            f"form alone tells harmful from harmless with AUC {form['auc']:.2f}"
+            + (" (alarm)" if form["alarm"] else "")
+        )
+    if (distinct := found["diversity"]["distinct"]) is not None:
+        parts.append(f"{distinct:.0%} distinct")
+    return "; ".join(parts)
+
+
+def share(found: Mapping[str, Any]) -> str:
+    """A share with its interval, in per cent."""
+    if found["value"] is None:
+        return "–"
+    interval = f" [{found['low']:.0%}, {found['high']:.0%}]" if found["low"] is not None else ""
+    return f"{found['value']:.0%}{interval}"
 
 
 def write_metrics(run: RunDir) -> None:
@@ -149,6 +176,11 @@ def write_metrics(run: RunDir) -> None:
             agreement = iteration.audit.get("agreement", {})
             groups: Mapping[str, Mapping[str, Any]] = {
                 "critic": iteration.validity,
+                "attacks": {
+                    "success": iteration.attacks.get("success", {}).get("value"),
+                    "retried": iteration.attacks.get("retried", {}).get("value"),
+                    "form_auc": iteration.attacks.get("form", {}).get("auc"),
+                },
                 "pairs": iteration.audit.get("pairs", {}),
                 "pair_agreement": {domain: found["value"] for domain, found in agreement.items()},
                 "training": iteration.training,

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from loop.records import EvalResult, Verdict
-from loop.report.reading import HEADLINES, Iteration, before_and_after, critic_line, read_run
+from loop.report.reading import HEADLINES, Iteration, attack_line, before_and_after, critic_line, read_run
 from loop.report.terminal import console, plain
 from loop.rundir import RunDir
 
@@ -23,8 +23,8 @@ def print_summary(run: RunDir) -> None:
     iterations, out = read_run(run), console()
     out.print(_table(iterations))
     for iteration in iterations:
-        if line := critic_line(iteration):
-            out.print(plain(f"\niteration {iteration.number}: {line}"))
+        for line in filter(None, (critic_line(iteration), attack_line(iteration))):
+            out.print(plain(f"iteration {iteration.number}: {line}"))
         if iteration.gate:
             out.print(
                 plain(f"\niteration {iteration.number}: {iteration.gate['outcome']}\n" + _because(iteration))

@@ -1,5 +1,6 @@
 """The stages of an iteration: each makes one file of records out of the files before it."""
 
+from loop.stages.archiving import measure
 from loop.stages.attacking import answer, attack
 from loop.stages.critiquing import critique, fit_critic, revise, validate
 from loop.stages.evaluating import evaluate, gate
@@ -14,6 +15,7 @@ __all__ = [
     "evaluate",
     "fit_critic",
     "gate",
+    "measure",
     "pair",
     "revise",
     "train",

@@ -1,52 +1,91 @@
 """seeds → attacks → completions: what the attacker asks and what the policy says to it."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from heapq import merge
+from itertools import chain
 
+from loop.archive import archive_of, retry
 from loop.contamination import Guard
-from loop.interfaces import Usage
+from loop.interfaces import Context, Critic, Usage
 from loop.overlap import normalise
-from loop.records import Attack, Completion, Seed, read_jsonl, stable_hash
+from loop.prompts import conversation
+from loop.records import Attack, Completion, Message, Seed, new_id, read_jsonl, stable_hash
 from loop.rundir import append_line, rows_so_far
 from loop.session import Policy, Session, held_out_items
+from loop.stages.archiving import RETRIED, imported_archive
 from loop.stages.files import make, rows
 
 
-def attack(session: Session, number: int, policy: Policy) -> None:
-    """seeds → attacks.jsonl: distinct queries, none of them a held-out item."""
+def attack(session: Session, number: int, policy: Policy, critic: Critic) -> None:
+    """seeds → attacks.jsonl: distinct queries, none of them a held-out item.
+
+    First come those of the archive that broke an earlier policy, asked again; then what the attacker writes,
+    who is handed the archive and may talk with the policy and hear the critic.
+    """
     folder, attacker = session.run.iteration(number), session.roles["attacker"]
     path = folder / "attacks.jsonl"
     if path.exists():
         return
-    earlier = [session.run.iteration(done) / "attacks.jsonl" for done in range(1, number)]
-    history: deque[Attack] = deque(maxlen=session.config.chunk)
+    found = archive_of(session.run, number, imported_archive(session))
+    history = [entry.attack for entry in sorted(found.values(), key=lambda one: -one.difficulty)]
+    again = [_again(attack, number) for attack in retry(found, session.config.attacks.retry)]
     # A hash of each query, by which copies are known: all that grows with their number.
-    seen: set[int] = set()
-    for file in earlier:
-        for attack in read_jsonl(file, Attack):
-            history.append(attack)
-            seen.add(_key(attack))
+    earlier = [session.run.iteration(done) / "attacks.jsonl" for done in range(1, number)]
+    seen = {_key(attack) for file in earlier for attack in read_jsonl(file, Attack)}
     seen.update(_key(attack) for attack in rows_so_far(path, Attack))
     guard = _guard(session, policy, number)
 
-    def step(seeds: list[Seed], key: str, usage: Usage) -> Iterator[Attack]:
-        ctx = session.context("attacker", policy, number, key, usage)
-        made = [attack for attack in attacker.attack(seeds, list(history), ctx) if _key(attack) not in seen]
+    def step(batch: list[Seed | Attack], key: str, usage: Usage) -> Iterator[Attack]:
+        ctx = _context(session, number, policy, critic, key, usage)
+        seeds = [entry for entry in batch if isinstance(entry, Seed)]
+        written = attacker.attack(seeds, history, ctx) if seeds else []
+        made = [attack for attack in written if _key(attack) not in seen]
         meanings = guard.match_meaning(
-            [attack.id for attack in made], "attack", [attack.turns[-1]["content"] for attack in made]
+            [attack.id for attack in made], "attack", [attack.asked for attack in made]
         )
+        yield from (entry for entry in batch if isinstance(entry, Attack))
         for attack, meaning in zip(made, meanings, strict=True):
-            turns = [turn["content"] for turn in attack.turns]
-            if found := guard.match(attack.id, "attack", turns) or meaning:
+            texts = [attack.asked, *(turn["content"] for turn in attack.turns)]
+            if found := guard.match(attack.id, "attack", texts) or meaning:
                 append_line(folder / "contamination.jsonl", vars(found))
             elif _key(attack) not in seen:
                 seen.add(_key(attack))
                 yield attack
 
     wanted = _wanted(session)
-    make(session, number, "attack", path, _slots(session, number, wanted), sum(wanted.values()), step)
+    inputs = chain(again, _slots(session, number, wanted))
+    make(session, number, "attack", path, inputs, len(again) + sum(wanted.values()), step)
+
+
+def _again(attack: Attack, number: int) -> Attack:
+    """An attack of the archive, to be answered by this iteration's policy."""
+    strategy = attack.strategy.removeprefix(RETRIED)
+    return replace(
+        attack,
+        id=new_id("attack", number, attack.id),
+        iteration=number,
+        parent_id=attack.id,
+        strategy=RETRIED + strategy,
+    )
+
+
+def _context(
+    session: Session, number: int, policy: Policy, critic: Critic, key: str, usage: Usage
+) -> Context:
+    """The attacker's context, with the policy's answers and the critic's critiques within its reach."""
+    learner = session.context("learner", policy, number, f"{key} respond", usage)
+    listener = session.context("critic", policy, number, f"{key} criticise", usage)
+
+    def respond(talks: Sequence[Sequence[Message]]) -> list[str | None]:
+        chats = [conversation(learner.system, turns) for turns in talks]
+        return [sample.text for (sample,) in learner.generate(chats)] if chats else []
+
+    return replace(
+        session.context("attacker", policy, number, key, usage),
+        respond=respond,
+        criticise=lambda attacks, completions: critic.critique(attacks, completions, listener),
+    )
 
 
 def _guard(session: Session, policy: Policy, number: int) -> Guard:
@@ -61,7 +100,9 @@ def _guard(session: Session, policy: Policy, number: int) -> Guard:
 
 
 def _key(attack: Attack) -> int:
-    return stable_hash([normalise(turn["content"]) for turn in attack.turns], attack.opener)
+    # Morse code and the like are nothing but signs, of which normalising leaves nothing.
+    texts = [turn["content"] for turn in attack.turns]
+    return stable_hash([normalise(text) or text for text in texts], attack.opener)
 
 
 _USE = {"safety": "harmful", "benign": "benign", "toxicity": "toxicity", "legal": "legal"}
@@ -70,7 +111,7 @@ _USE = {"safety": "harmful", "benign": "benign", "toxicity": "toxicity", "legal"
 def _wanted(session: Session) -> dict[str, int]:
     """How many attacks of each domain are asked for; none where there are no seeds for it."""
     counts: dict[str, int] = asdict(session.config.attacks)
-    return {domain: count for domain, count in counts.items() if session.seeds[_USE[domain]]}
+    return {domain: counts[domain] for domain, use in _USE.items() if session.seeds[use]}
 
 
 def _slots(session: Session, number: int, wanted: dict[str, int]) -> Iterator[Seed]:

@@ -16,6 +16,7 @@ ARTEFACTS = (
     "001/attacks.jsonl",
     "001/completions.jsonl",
     "001/critic/critic.json",
+    "001/critic/validity.json",
     "001/critiques.jsonl",
     "001/revisions.jsonl",
     "001/revision_critiques.jsonl",
@@ -30,10 +31,12 @@ KILLED = -signal.SIGKILL
 # When each stage is killed: `2 x.progress` is when the second chunk's rows are on disk and don't count yet.
 MOMENTS = {
     "evaluate the baseline": "2 000/heldout/verdicts.jsonl.progress",
+    "fit critic": "1 001/critic/critic.json",
+    "validate": "1 001/critic/validity.json",
     "attack": "2 001/attacks.jsonl.progress",
     "answer": "2 001/completions.jsonl.progress",
-    "fit critic": "1 001/critic/critic.json",
     "critique": "2 001/critiques.jsonl.progress",
+    "measure the attacks": "1 001/attack_measures.json",
     "revise": "2 001/revisions.jsonl.progress",
     "critique the revisions": "2 001/revision_critiques.jsonl.progress",
     "pair": "1 001/pair_audit.json",
