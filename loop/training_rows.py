@@ -25,15 +25,20 @@ class Rows:
 def prepare_rows(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, where: str) -> Rows:
     """Turns pairs into conversational rows and takes out those that hold nothing to learn from.
 
-    TRL drops a row whose prompt fills `max_length` without a word: here it is named. Raises DataError
-    for a prompt that doesn't end with a user turn, for a chat template that doesn't end the answer, and
-    where no row is left.
+    TRL drops a row whose prompt fills `max_length` without a word: here it is named. So is one whose answer
+    is begun in the prompt, which TRL's conversational rows can't hold. Raises DataError for a prompt that
+    ends with neither user nor assistant, for a chat template that doesn't end the answer, and where no row
+    is left.
     """
     specials = special_tokens(tokenizer)
     kept = Rows([], [], [], [], [])
     for pair in pairs:
-        if not pair.prompt or pair.prompt[-1]["role"] != "user":
-            raise DataError(f"{where}, pair {pair.id}: the prompt must end with a user turn")
+        last = pair.prompt[-1]["role"] if pair.prompt else "nothing"
+        if last == "assistant":
+            kept.dropped.append({"id": pair.id, "reason": "its answer is begun in the prompt"})
+            continue
+        if last != "user":
+            raise DataError(f"{where}, pair {pair.id}: the prompt must end with a user turn, not {last}")
         row = _row(pair, specials)
         prompt = _tokens(tokenizer, row["prompt"], add_generation_prompt=True)
         sides = [_tokens(tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected")]

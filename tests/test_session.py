@@ -226,7 +226,7 @@ def test_opening_writes_manifest_config_and_ledger_without_any_secret(
         "source": "mine",
         "iterations": [],
     }
-    assert {row["use"] for row in ledger[1:]} == {"judge.fit"}
+    assert {row["use"] for row in ledger[1:]} == {"critic.validate", "judge.fit"}
     manifest = json.loads(session.run.path("manifest.json").read_text())
     assert manifest["lineage"]["models"] == session.digests
 

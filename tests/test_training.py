@@ -211,11 +211,22 @@ def test_a_training_completion_ends_with_exactly_one_end_of_turn(
             assert text.rstrip().endswith("<|im_end|>")
 
 
-def test_a_prompt_that_ends_with_an_answer_is_refused(job: Callable[..., TrainJob]) -> None:
+def test_a_prompt_that_ends_with_the_system_turn_is_refused(job: Callable[..., TrainJob]) -> None:
     pair = make_pair(0)
-    pair.prompt.append({"role": "assistant", "content": "Sure,"})
+    pair.prompt.append({"role": "system", "content": "Be kind."})
     with pytest.raises(DataError, match=r"pair-0.*user turn"):
         train(job(pairs=[pair]))
+
+
+def test_a_pair_whose_answer_is_begun_in_the_prompt_is_named_and_left_out(tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
+    begun = make_pair(0)
+    begun.prompt.append({"role": "assistant", "content": "Sure,"})
+    rows = prepare_rows([begun, make_pair(1)], tokenizer, None, "here")
+    assert rows.ids == ["pair-1"]
+    assert rows.dropped == [{"id": "pair-0", "reason": "its answer is begun in the prompt"}]
 
 
 def reference_margin(one: TrainJob, reference: str | None) -> float:
