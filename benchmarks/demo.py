@@ -1,4 +1,5 @@
-"""Tells where the time of a finished run went: by stage, and what of it was neither model nor training.
+"""Tells where the time of a finished run went: by stage, and what of it was neither model nor training; and
+what became of HarmBench alone, one iteration after the other.
 
     python benchmarks/demo.py runs/demo
 
@@ -32,6 +33,12 @@ def main() -> None:
     _print("all", rows)
     total, engine = (sum(row[key] for row in rows) for key in ("seconds", "engine_seconds"))
     print(f"orchestration: {total - engine:.1f} of {total:.1f} s, {(total - engine) / max(total, 1e-9):.1%}")
+    for results in sorted(path.parent.glob("iterations/*/heldout/results.json")):
+        for row in json.loads(results.read_text(encoding="utf-8")):
+            if (row["metric"], row["category"]) == ("harmful_compliance", "harmbench"):
+                interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+                number = int(results.parent.parent.name)
+                print(f"iteration {number}: HarmBench {row['value']:.3f} {interval} over {row['n']} items")
 
 
 def _print(name: str, rows: list[dict[str, float]]) -> None:

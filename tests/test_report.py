@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from loop.archive import coverage, entries_of, still_broken
+from loop.attack_measures import measure_attacks
 from loop.errors import DataError
+from loop.form import audit_form
 from loop.heldout.comparison import Change, Comparison
 from loop.heldout.disagreement import Disagreement
 from loop.records import Attack, Completion, Critique, EvalResult, Message, Pair, Verdict, write_jsonl
@@ -19,7 +22,7 @@ from loop.report.reading import before_and_after, read_run, write_metrics
 from loop.report.story import print_story
 from loop.report.summary import figure, print_summary
 from loop.report.tables import print_comparison, print_results
-from loop.rundir import RunDir, write_json
+from loop.rundir import RunDir, read_json, write_json
 from loop.surface import harmless
 
 HOSTILE = (
@@ -270,6 +273,57 @@ def test_a_page_tells_figures_gate_pairs_training_and_time(run: RunDir):
         "1.2",
     ):
         assert told in words
+
+
+def measured(run: RunDir) -> None:
+    """What the critic and the attacks of the iteration came to, the critic worse than it was."""
+    folder = run.iteration(1)
+    agreement = {"value": 0.95, "low": 0.9, "high": 0.98, "n": 60}
+    audit = read_json(folder / "pair_audit.json")
+    write_json(folder / "pair_audit.json", {**audit, "agreement": {"all": agreement}, "length_ratio": 0.8})
+    write_json(
+        folder / "critic" / "validity.json",
+        {
+            "n": 135,
+            "coverage": 1.0,
+            "auc": 0.91,
+            "auc_low": 0.85,
+            "auc_high": 0.95,
+            "accuracy": 0.8,
+            "calibration_error": 0.06,
+            "length_correlation": None,
+            "reliability": [{"n": 27, "said": 0.1, "met": 0.2}, {"n": 27, "said": 0.9, "met": 0.8}],
+            "drift": {"value": -0.1, "low": -0.2, "high": -0.05, "n": 135, "alarm": True},
+        },
+    )
+    entries = list(entries_of(folder))
+    write_json(
+        folder / "attack_measures.json",
+        {
+            **measure_attacks(entries, 12, ["a seed"]),
+            "archive": coverage({}, [], []),
+            "retried": still_broken({}, []),
+            "form": audit_form([entry.attack for entry in entries]),
+        },
+    )
+
+
+def test_a_page_and_a_summary_tell_how_critic_and_attacks_did(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+):
+    measured(run)
+    text, elements = page_of(run)
+    for told in ("0.91 [0.85, 0.95]", "-0.100 [-0.200, -0.050]", "alarm", "all 95 %", "said 0.10, met 0.20"):
+        assert told in text
+    assert "script" not in elements.tags
+    print_summary(run)
+    shown = capsys.readouterr().out
+    assert_shown_as_text(shown)
+    assert "critic: AUC 0.91 [0.85, 0.95]" in shown
+    assert "100% [21%, 100%] of 1 harmful ones broke the policy" in " ".join(shown.split())
+    write_metrics(run)
+    names = {json.loads(line)["name"] for line in run.path("metrics.jsonl").read_text().splitlines()}
+    assert {"critic.auc", "pair_agreement.all", "attacks.success"} <= names
 
 
 def test_a_page_of_a_run_that_has_only_its_baseline(tmp_path: Path):
