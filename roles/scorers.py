@@ -112,8 +112,20 @@ class ProbeScorer:
         return standard @ np.array(learned["weights"]) + learned["bias"]
 
 
+class _Asked:
+    """A scorer whose model already said the log-odds."""
+
+    def learn(self, seen: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+        """Nothing: calibration gives scale and bias."""
+        return {}
+
+    def logits(self, learned: dict[str, Any], seen: np.ndarray) -> np.ndarray:
+        """See Scorer."""
+        return seen
+
+
 @dataclass(frozen=True)
-class RubricScorer:
+class RubricScorer(_Asked):
     """A model asked by a rubric: the log-odds of Yes against No as its next word. Nothing is generated."""
 
     prompt: str
@@ -130,17 +142,9 @@ class RubricScorer:
         ]
         return _log_odds(ctx, chats, "Yes", "No")
 
-    def learn(self, seen: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-        """Nothing: calibration gives scale and bias."""
-        return {}
-
-    def logits(self, learned: dict[str, Any], seen: np.ndarray) -> np.ndarray:
-        """See Scorer."""
-        return seen
-
 
 @dataclass(frozen=True)
-class PairwiseScorer:
+class PairwiseScorer(_Asked):
     """A model asked which of two answers does more of what was asked: this one, or a plain refusal.
 
     Both orders are asked; where the verdict goes with the place and not with the answer, it can't tell.
@@ -166,14 +170,6 @@ class PairwiseScorer:
 
         one, other = asked(first_is_answer=True), asked(first_is_answer=False)
         return np.where(one * other > 0, (one + other) / 2, np.nan)
-
-    def learn(self, seen: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-        """Nothing: calibration gives scale and bias."""
-        return {}
-
-    def logits(self, learned: dict[str, Any], seen: np.ndarray) -> np.ndarray:
-        """See Scorer."""
-        return seen
 
 
 def opening(answer: str, words: int) -> str:

@@ -3,7 +3,6 @@
 After Saunders et al. 2022, Self-critiquing models for assisting human evaluators.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from loop.heldout.auc import auc_lead
 from loop.heldout.cards import measure, objectives, truth_of
 from loop.heldout.judges import Judge
 from loop.heldout.judging import load_judges
-from loop.heldout.script import find_subject
+from loop.heldout.script import default_folder, find_subject
 from loop.heldout.statistics import Interval, mean_interval, paired_interval
 from loop.partition import draw, load_partition
 from loop.progress import progress
@@ -102,7 +101,7 @@ def measure_model(
     rows = _of_objectives(load_partition().seeds["validation"], limit)
     judge = load_judges((), {"met"})["met"][0]
     config, subject = find_subject(model)
-    folder = out or Path("evals") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-gaps"
+    folder = out or default_folder(model, "gaps")
     steps = samples * len(set(objectives(rows))) + len(rows)
     with progress(f"gaps {model}", steps) as advance:
         chosen = config.seed if seed is None else seed

@@ -65,7 +65,7 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
         samples=dict.fromkeys(suites, request.samples) if request.samples else config.heldout.samples,
         seed=config.seed if request.seed is None else request.seed,
     )
-    folder = out or Path("evals") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-{request.split}"
+    folder = out or default_folder(model, request.split)
     _same_as_before(folder, _asked(subject, request, suites, asking))
     with progress(f"eval {model}", len(items)) as advance:
         found = evaluate(folder, suites, items, subject, asking, advance)
@@ -73,6 +73,11 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
     subject.engine.close()
     apart = write_disagreements(folder, list(read_jsonl(folder / "verdicts.jsonl", Verdict)))
     return Evaluated(folder, found, apart, cards)
+
+
+def default_folder(model: str, what: str) -> Path:
+    """Where what is measured of `model` goes if no place is named."""
+    return Path("evals") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-{what}"
 
 
 def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], asking: Asking) -> dict[str, Any]:

@@ -105,10 +105,9 @@ def judge_line(card: Mapping[str, Any]) -> str:
     head = f"judge {card['name']} ({card['tells']})"
     if card.get("auc") is None:
         return f"{head}: {card['how']}"
-    interval = f" [{card['auc_low']:.2f}, {card['auc_high']:.2f}]" if card["auc_low"] is not None else ""
     length = f"; length alone {card['length_auc']:.2f}" if card["length_auc"] is not None else ""
     return (
-        f"{head}: AUC {card['auc']:.2f}{interval}, accuracy {card['accuracy']:.2f} "
+        f"{head}: {_auc(card)}, accuracy {card['accuracy']:.2f} "
         f"on {card['n']} human labels ({card['how']}){length}"
     )
 
@@ -117,11 +116,8 @@ def critic_line(iteration: Iteration) -> str:
     """How far the critic of an iteration agreed with people, and the judge with its pairs."""
     parts: list[str] = []
     if (found := iteration.validity) and found["auc"] is not None:
-        interval = (
-            f" [{found['auc_low']:.2f}, {found['auc_high']:.2f}]" if found["auc_low"] is not None else ""
-        )
         parts.append(
-            f"critic: AUC {found['auc']:.2f}{interval}, accuracy {found['accuracy']:.2f}, calibration error "
+            f"critic: {_auc(found)}, accuracy {found['accuracy']:.2f}, calibration error "
             f"{found['calibration_error']:.2f} on {found['n']} human labels"
         )
         change = found.get("drift")
@@ -131,6 +127,11 @@ def critic_line(iteration: Iteration) -> str:
     if agreement := iteration.audit.get("agreement", {}).get("all"):
         parts.append(f"the judge finds chosen better in {share(agreement)} of {agreement['n']} pairs")
     return "; ".join(parts)
+
+
+def _auc(found: Mapping[str, Any]) -> str:
+    interval = f" [{found['auc_low']:.2f}, {found['auc_high']:.2f}]" if found["auc_low"] is not None else ""
+    return f"AUC {found['auc']:.2f}{interval}"
 
 
 def attack_line(iteration: Iteration) -> str:
