@@ -1,6 +1,6 @@
 """Critic verdicts by the probability of the next word, against a critic that writes its rating.
 
-    python benchmarks/verdicts.py [--rows 64] [--repeats 5]
+    python benchmarks/verdicts.py [--rows 64] [--repeats 5] [--words 30]
 
 Both ask the same engine by the same rubric about the same human-labelled answers. One reads the log-odds of
 Yes against No (the rubric, which all share, is read once a batch); the other is asked to reason and to end
@@ -35,8 +35,12 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--words", type=int, default=1000, help="only requests of at most so many words")
     options = parser.parse_args()
-    rows = load_partition().seeds["validation"][: options.rows]
+    fitting = [
+        row for row in load_partition().seeds["validation"] if len(row.prompt.split()) <= options.words
+    ]
+    rows = fitting[: options.rows]
     queries, answers = [row.prompt for row in rows], [row.response or "" for row in rows]
     engine = TransformersEngine(str(model_dir("smollm2-135m-instruct")))
     ctx = bind(engine, Sampling(), None, key=(0, 0, "verdicts"), system="", model="smol")

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from loop.errors import AssetError
 
+CANARY = "Question: What should I do next?\nAnswer:"
+"""What an adapter must answer otherwise than the bare model."""
+
 
 def adapter_name(folder: Path) -> str:
     """The name `lora_…` of the adapter in `folder`, the same until its content or its place changes.

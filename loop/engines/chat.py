@@ -8,6 +8,8 @@ from loop.errors import DataError
 
 ZERO_WIDTH_SPACE = "\u200b"
 ROLES = ("system", "user", "assistant")
+ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "</s>")
+"""Tokens that end an answer in the chat formats about, beside what the model's own config names."""
 
 
 def neutralise(text: str, specials: Sequence[str]) -> str:
@@ -51,3 +53,22 @@ def render(tokenizer: Any, prompt: Prompt) -> str:
     return tokenizer.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
     )
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The ids of `prompt`: a template wrote its special tokens, raw text gets the usual."""
+    ids = tokenizer(render(tokenizer, prompt), add_special_tokens=isinstance(prompt, str))["input_ids"]
+    # An empty text still needs one token to predict from.
+    begins = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    return ids or [next(token for token in begins if token is not None)]
+
+
+def end_ids(tokenizer: Any, named: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """The ids that end an answer: the tokenizer's own, those `named` by the model's config, known ENDS."""
+    specials = special_tokens(tokenizer)
+    ids = [
+        tokenizer.eos_token_id,
+        *(named if isinstance(named, Sequence) else [named]),
+        *(tokenizer.convert_tokens_to_ids(end) for end in ENDS if end in specials),
+    ]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loop.engines import Prompt, Sample, Sampling
-from loop.engines.adapters import adapter_name
+from loop.engines.adapters import CANARY, adapter_name
 from loop.engines.answers import Canary, Failed, read_canary, read_prompt_logprobs, read_sample, summed
-from loop.engines.chat import ROLES, neutralise, render
+from loop.engines.chat import ROLES, encode, neutralise
 from loop.errors import AssetError, ConfigError, DataError
 from loop.records import Message, stable_hash
 
@@ -28,8 +28,6 @@ LLAMA = (
 NO_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Without these vLLM takes them from the model's generation_config.json, and samples otherwise than asked."""
 LEAST = {"concurrency": 1, "timeout_s": 0.001, "retries": 0, "backoff_s": 0, "max_answer_bytes": 1}
-CANARY = "Question: What should I do next?\nAnswer:"
-"""What an adapter must answer otherwise than the bare model."""
 
 
 class OpenAIEngine:
@@ -119,8 +117,8 @@ class OpenAIEngine:
         """
         name = self._served_name(adapter)
         pairs = [
-            (head, self._tokens(text))
-            for head, texts in zip(map(self._head, prompts), continuations, strict=True)
+            (encode(self._tokenizer, prompt), self._tokens(text))
+            for prompt, texts in zip(prompts, continuations, strict=True)
             for text in texts
         ]
         scores = iter(self._server.together(self._score(head, tail, name) for head, tail in pairs))
@@ -214,7 +212,8 @@ class OpenAIEngine:
         if failed.status in (401, 403):
             raise ConfigError(
                 f"{self._args}.api_key: {self._url} refuses the key (HTTP {failed.status}); "
-                "name the variable that holds it: ${oc.env:NAME}"
+                "name the variable that holds it: ${oc.env:NAME}, or, where the command names the address, "
+                "set ALIGNLOOP_API_KEY"
             )
         if failed.status == 404:
             raise ConfigError(
@@ -248,14 +247,8 @@ class OpenAIEngine:
                 f"({' '.join(str(error).split())[:120]}); let models.{self.model}.weights be the model served"
             ) from None
 
-    def _tokens(self, text: str, *, special: bool = False) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=special)["input_ids"]
-
-    def _head(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt: a template wrote its special tokens, raw text gets the usual."""
-        ids = self._tokens(render(self._tokenizer, prompt), special=isinstance(prompt, str))
-        begins = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, 0)
-        return ids or [next(token for token in begins if token is not None)]
+    def _tokens(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     async def _score(self, head: list[int], tail: list[int], name: str) -> float:
         if not tail:

@@ -15,13 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loop.engines import Prompt, Sample, Sampling
 from loop.engines.adapters import adapter_name
-from loop.engines.chat import render, special_tokens
+from loop.engines.chat import end_ids, render
 from loop.engines.decoding import batches, choose, common_prefix, fork, merge, new_cache, uniforms
 from loop.engines.noise import quieten
 from loop.errors import AssetError, ConfigError
 
-ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "</s>")
-"""Tokens that end an answer in the chat formats about, beside what the model's own config names."""
 SHARED = 24
 """From this many tokens on, a beginning that a whole batch has in common is read once."""
 COMPACT = 1 / 8
@@ -81,12 +79,13 @@ class TransformersEngine:
         self._adapters: list[str] = []
         text_config = self._lm.config.get_text_config()
         self._context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+        self._scored: int = min(SCORED // text_config.vocab_size, batch_tokens)
         # Padding in the middle of a row is invisible to full attention only.
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         plain = kinds == {"full_attention"}
         self._padding: int = PADDING["cpu" if self._device.type == "cpu" else "gpu"] if plain else 0
         self._apart: int | None = None if plain else 0
-        self._ends = _end_ids(self._tokenizer, self._lm)
+        self._ends = end_ids(self._tokenizer, self._lm.generation_config.eos_token_id)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1, adapter: str | None = None
@@ -139,10 +138,13 @@ class TransformersEngine:
                     scores[index][number] = 0.0
                 elif len(heads[index]) + len(tail) <= self._context:
                     stems[index].setdefault(tuple(tail[:-1]), []).append(number)
-        asked = [index for index in range(len(heads)) if stems[index]]
         with self._using(adapter), torch.inference_mode():
-            for group in batches([len(heads[i]) for i in asked], self._batch_tokens, padding=self._apart):
-                self._score_group([asked[position] for position in group], heads, tails, stems, scores)
+            for score, asked in (
+                (self._score_through, [index for index in range(len(heads)) if len(stems[index]) == 1]),
+                (self._score_group, [index for index in range(len(heads)) if len(stems[index]) > 1]),
+            ):
+                for group in batches([len(heads[i]) for i in asked], self._batch_tokens, padding=self._apart):
+                    score([asked[position] for position in group], heads, tails, stems, scores)
         return scores
 
     def hidden_states(self, texts: Sequence[Prompt], layer: int, adapter: str | None = None) -> np.ndarray:
@@ -196,23 +198,29 @@ class TransformersEngine:
 
     # Generation
 
+    def _start(self, rows: Sequence[list[int]]) -> tuple[Any, int]:
+        """A cache of what all `rows` begin with, read once, and how many tokens that is; 0 where too few."""
+        start: Any = new_cache(self._lm.config)
+        shared = common_prefix(rows) if len(rows) > 1 else 0
+        if shared < SHARED:
+            return start, 0
+        self._lm(input_ids=self._padded([rows[0][:shared]]), past_key_values=start, logits_to_keep=1)
+        return start, shared
+
+    def _after(self, start: Any, rows: Sequence[list[int]], keep: Any) -> tuple[Any, Any]:
+        """The cache and the logits at the places `keep` of `rows`, right-padded, each read after `start`."""
+        cache = fork(start, torch.zeros(len(rows), dtype=torch.long, device=self._device))
+        if not rows[0]:
+            return cache, None
+        read: Any = self._lm(input_ids=self._padded(rows), past_key_values=cache, logits_to_keep=keep)
+        return cache, read.logits
+
     def _prefill(self, heads: Sequence[list[int]]) -> tuple[Any, torch.Tensor]:
         """The cache of `heads`, right-padded, and its mask [rows, slots]; a common start costs once."""
-        start: Any = new_cache(self._lm.config)
-        shared = common_prefix(heads) if len(heads) > 1 else 0
-        if shared >= SHARED:
-            self._lm(input_ids=self._padded([heads[0][:shared]]), past_key_values=start, logits_to_keep=1)
-        else:
-            shared = 0
+        start, shared = self._start(heads)
         rest = [head[shared:] for head in heads]
         groups = batches([len(tokens) for tokens in rest], self._batch_tokens, padding=self._padding)
-        caches: list[Any] = []
-        for group in groups:
-            cache = fork(start, torch.zeros(len(group), dtype=torch.long, device=self._device))
-            if rest[group[0]]:
-                ids = self._padded([rest[index] for index in group])
-                self._lm(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-            caches.append(cache)
+        caches = [self._after(start, [rest[index] for index in group], 1)[0] for group in groups]
         cache = merge(caches, groups)
         lengths = torch.tensor([len(head) for head in heads], device=self._device)
         slots = torch.arange(max(map(len, heads)), device=self._device)
@@ -287,6 +295,32 @@ class TransformersEngine:
 
     # Log-probabilities
 
+    def _score_through(
+        self,
+        members: Sequence[int],
+        heads: Sequence[list[int]],
+        tails: Sequence[Sequence[list[int]]],
+        stems: Sequence[dict[tuple[int, ...], list[int]]],
+        scores: list[list[float]],
+    ) -> None:
+        """As `_score_group`, where each prompt has one stem: both are read in one pass."""
+        stem = {index: next(iter(stems[index])) for index in members}
+        start, shared = self._start([heads[index][:-1] for index in members])
+        rest = {index: [*heads[index][shared:], *stem[index]] for index in members}
+        budget = self._scored if any(stem.values()) else self._batch_tokens
+        for group in batches([len(rest[i]) for i in members], budget, padding=self._padding):
+            rows = [members[position] for position in group]
+            begins = {index: len(rest[index]) - len(stem[index]) - 1 for index in rows}
+            places = sorted({at for index in rows for at in range(begins[index], len(rest[index]))})
+            keep = torch.tensor(places, device=self._device)
+            _, logits = self._after(start, [rest[index] for index in rows], keep)
+            for row, index in enumerate(rows):
+                first = places.index(begins[index])
+                known = torch.log_softmax(logits[row, first : first + len(stem[index]) + 1].float(), -1)
+                for number in stems[index][stem[index]]:
+                    wanted = torch.tensor(tails[index][number], device=self._device)
+                    scores[index][number] = known.gather(-1, wanted[:, None]).sum().item()
+
     def _score_group(
         self,
         members: Sequence[int],
@@ -301,9 +335,7 @@ class TransformersEngine:
         """
         cache, mask = self._prefill([heads[index][:-1] for index in members])
         rows = [(place, index, stem) for place, index in enumerate(members) for stem in stems[index]]
-        vocabulary: int = self._lm.config.get_text_config().vocab_size
-        budget = min(SCORED // vocabulary, self._batch_tokens)
-        for chunk in batches([len(stem) + 1 for _, _, stem in rows], budget, padding=self._padding):
+        for chunk in batches([len(stem) + 1 for _, _, stem in rows], self._scored, padding=self._padding):
             asked = [rows[number] for number in chunk]
             which = torch.tensor([place for place, _, _ in asked], device=self._device)
             steps = self._padded([[heads[index][-1], *stem] for _, index, stem in asked])
@@ -389,11 +421,3 @@ def _computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able: Any = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
-
-
-def _end_ids(tokenizer: Any, lm: Any) -> tuple[int, ...]:
-    named = lm.generation_config.eos_token_id
-    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]  # pyright: ignore[reportUnknownVariableType]
-    specials = special_tokens(tokenizer)
-    ids += [tokenizer.convert_tokens_to_ids(end) for end in ENDS if end in specials]
-    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))  # pyright: ignore[reportUnknownArgumentType]
