@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from loop.records import Split, stable_hash
+from loop.records import Attack, Split, stable_hash
 
 GRAM_WORDS = 5
 NEAR_JACCARD = 0.5
@@ -20,6 +20,13 @@ def normalise(text: str) -> str:
     """`text` in NFKC, case folded, with every run of punctuation and white space made one space."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", folded)).strip()
+
+
+def attack_key(attack: Attack) -> int:
+    """A hash of what the policy reads of `attack`, by which copies are known: a set of them stays small."""
+    # Morse code and the like are nothing but signs, of which normalising leaves nothing.
+    texts = [turn["content"] for turn in attack.turns]
+    return stable_hash([normalise(text) or text for text in texts], attack.opener)
 
 
 def grams(text: str) -> frozenset[str]:

@@ -1,8 +1,10 @@
 """The attacker: writes new queries from sampled seeds, harmful and harmless ones in the same forms."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,8 +39,8 @@ class FewShotAttacker:
     A share `verbatim` of the attacks are the seeds' own goals; for the others the model writes `candidates`.
     Of which kind a goal is, a linear probe on the hidden states of `layer`, fitted on the seeds, says; where
     it is not `sure` that a goal is what its seed is, `harmful` is null, and the query trains nothing. Every
-    goal of the domains safety and benign is put into a form (imperative, question, first person) that is
-    drawn from the same distribution on both sides.
+    goal of the domains safety and benign is put into a form (imperative, question, first person); the forms
+    are dealt in the same proportions on both sides.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"generate", "hidden_states"})
@@ -55,11 +57,17 @@ class FewShotAttacker:
 
     def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
         """At most one attack for each seed, in their order; seeds of the same kind serve as its examples."""
-        return [self._as_attack(goal, ctx) for goal in self._goals(seeds, ctx)]
+        return self._plain(self._goals(seeds, history, ctx), ctx)
 
-    def _goals(self, seeds: Sequence[Seed], ctx: Context) -> list[Goal]:
+    def _plain(self, goals: Sequence[Goal], ctx: Context) -> list[Attack]:
+        """Each goal asked for in a form, in one turn."""
+        entries: list[dict[str, Any]] = load_prompt(self.forms).meta["forms"]
+        forms = dealt(goals, [entry["weight"] for entry in entries], "form", ctx)
+        return [self._as_attack(goal, entries[form], ctx) for goal, form in zip(goals, forms, strict=True)]
+
+    def _goals(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Goal]:
         """At most one goal for each seed, all of them distinct."""
-        written = self._write(seeds, ctx)
+        written = self._write(seeds, history, ctx)
         chances = self._harm_chances(seeds, [goal for goals in written for goal in goals], ctx)
         chosen: list[Goal] = []
         taken: set[str] = set()
@@ -85,8 +93,9 @@ class FewShotAttacker:
         length = len(seed.prompt.split())
         return min(sure, key=lambda goal: abs(len(goal.split()) - length))
 
-    def _write(self, seeds: Sequence[Seed], ctx: Context) -> list[list[str]]:
+    def _write(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[list[str]]:
         """For each seed the goals to choose from: its own, or those that the model wrote."""
+        parents = _parents(history)
         pools: dict[tuple[Any, ...], list[str]] = {}
         for seed in seeds:
             pool = pools.setdefault(_kind(seed), [])
@@ -103,22 +112,37 @@ class FewShotAttacker:
         chats = [
             prompt.render(
                 kind=prompt.meta["kinds"][seeds[slot].domain],
-                examples=self._examples(slot, seeds[slot], pools[_kind(seeds[slot])], ctx),
+                examples=self._examples(slot, seeds[slot], pools[_kind(seeds[slot])], parents, ctx),
             )
             for slot in asked
         ]
-        copies = {normalise(text) for pool in pools.values() for text in pool}
+        known = (*pools.values(), *parents.values())
+        copies = {normalise(text) for pool in known for text in pool}
         groups = ctx.generate(chats, n=self.candidates, stop=("\n",)) if chats else []
         for slot, group in zip(asked, groups, strict=True):
             fresh = (_clean(sample.text or "") for sample in group)
             goals[slot] = [goal for goal in fresh if self._usable(goal) and normalise(goal) not in copies]
         return goals
 
-    def _examples(self, slot: int, seed: Seed, pool: Sequence[str], ctx: Context) -> list[str]:
-        """Seeds of one kind, the slot's own last: the nearest example has the most say."""
+    def _examples(
+        self,
+        slot: int,
+        seed: Seed,
+        pool: Sequence[str],
+        parents: Mapping[tuple[str, str], Sequence[str]],
+        ctx: Context,
+    ) -> list[str]:
+        """Seeds of one kind, the slot's own last: the nearest example has the most say.
+
+        Up to half of the others are attacks that broke an earlier policy, of the seed's category: the model
+        writes more like them.
+        """
+        rng = ctx.rng("examples", slot, seed.id)
+        hard = parents.get((seed.domain, seed.category), ())
+        bred = rng.sample(hard, min((self.shots - 1) // 2, len(hard)))
         others = [text for text in pool if text != seed.prompt]
-        drawn = ctx.rng("examples", slot, seed.id).sample(others, min(self.shots - 1, len(others)))
-        return [*drawn, seed.prompt]
+        drawn = rng.sample(others, min(self.shots - 1 - len(bred), len(others)))
+        return [*drawn, *bred, seed.prompt]
 
     def _usable(self, goal: str) -> bool:
         return self.min_words <= len(goal.split()) <= self.max_words
@@ -141,10 +165,10 @@ class FewShotAttacker:
         found = probe.predict_proba(states[len(labels) :])[:, 1]
         return {goal: float(chance) for goal, chance in zip(goals, found, strict=True)}
 
-    def _as_attack(self, goal: Goal, ctx: Context) -> Attack:
-        """The goal asked for in its form, in one turn."""
+    def _as_attack(self, goal: Goal, entry: dict[str, Any], ctx: Context) -> Attack:
+        """The goal asked for in the form `entry`, where its domain leaves a choice."""
         seed = goal.seed
-        text, form = self._in_form(seed, goal.text, ctx)
+        text, form = self._in_form(seed, goal.text, entry)
         return Attack(
             id=new_id("attack", ctx.iteration, text),
             iteration=ctx.iteration,
@@ -160,18 +184,35 @@ class FewShotAttacker:
             gold=seed.gold,
         )
 
-    def _in_form(self, seed: Seed, goal: str, ctx: Context) -> tuple[str, str]:
+    def _in_form(self, seed: Seed, goal: str, entry: dict[str, Any]) -> tuple[str, str]:
         """The query that asks for `goal`, and the name of its form."""
         forms = load_prompt(self.forms).meta
         if seed.options is not None:
             return fill(forms["options"], goal=seed.prompt, options=seed.options), "options"
         if seed.domain == "toxicity":
             return fill(forms["continuation"], goal=goal), "continuation"
-        entries: list[dict[str, Any]] = forms["forms"]
-        weights = [entry["weight"] for entry in entries]
-        form = ctx.rng("form", seed.id, goal).choices(entries, weights)[0]
-        asked = goal if form["name"] == "imperative" else deed(goal)
-        return fill(form["text"], goal=asked), form["name"]
+        asked = goal if entry["name"] == "imperative" else deed(goal)
+        return fill(entry["text"], goal=asked), entry["name"]
+
+
+def dealt(goals: Sequence[Goal], weights: Sequence[float], what: str, ctx: Context) -> list[int]:
+    """For each goal the place of one of `weights`: by lot, but on each side as often as its weight says.
+
+    Harmful, harmless and unclear goals are dealt apart. Drawn one by one, some dozens of goals would differ
+    between the sides by chance, and a learner would learn the difference.
+    """
+    heights = list(accumulate(weights))
+    found = [0] * len(goals)
+    sides: dict[tuple[bool, bool | None], list[int]] = {}
+    for row, goal in enumerate(goals):
+        sides.setdefault((goal.unclear, goal.seed.harmful), []).append(row)
+    for side, rows in sides.items():
+        first = ctx.rng(what, *side).random()
+        rows.sort(key=lambda row: ctx.rng(what, goals[row].seed.id, goals[row].text).random())
+        for rank, row in enumerate(rows):
+            aim = (rank + first) / len(rows) * heights[-1]
+            found[row] = min(bisect_right(heights, aim), len(weights) - 1)
+    return found
 
 
 def deed(goal: str) -> str:
@@ -185,6 +226,17 @@ def clarity(seed: Seed, chance: float | None) -> float:
     if chance is None or seed.domain not in JUDGED:
         return 1.0
     return chance if seed.harmful else 1 - chance
+
+
+def _parents(history: Sequence[Attack]) -> dict[tuple[str, str], list[str]]:
+    """The goals of past attacks by domain and category, of those whose query is the goal as it stands."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for attack in history:
+        if attack.harmful and "/imperative" in attack.strategy:
+            goals = found.setdefault((attack.domain, attack.category), [])
+            if (goal := _clean(attack.asked)) not in goals:
+                goals.append(goal)
+    return found
 
 
 def _kind(seed: Seed) -> tuple[Any, ...]:

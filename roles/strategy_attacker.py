@@ -1,7 +1,7 @@
 """An attacker that asks for each goal by a strategy, in several turns where the strategy has them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loop.engines import Sample
@@ -10,7 +10,7 @@ from loop.interfaces import Context
 from loop.overlap import normalise
 from loop.prompts import load_prompt
 from loop.records import Attack, Completion, Message, Seed, new_id
-from roles.attacker import JUDGED, FewShotAttacker, Goal, clarity, deed
+from roles.attacker import JUDGED, FewShotAttacker, Goal, clarity, dealt, deed
 from roles.strategies import Strategy, strategies, user_turns
 
 MARK = " […] "
@@ -41,11 +41,12 @@ class _Job:
 class StrategyAttacker(FewShotAttacker):
     """The goals and forms of FewShotAttacker, asked for by `strategies` (none named: all packaged ones).
 
-    A goal of the domains safety and benign draws its strategy by weight, harmful and harmless ones from the
-    same distribution, so that the strategy says nothing of the kind; others are asked for as they are. A
-    strategy of several turns hears the learner's answers between them, cut to `answer_words`. One with
-    `rewrite` hears answer and critique and words the query anew (PAIR, Chao et al. 2023). Where that fails
-    the query is asked plainly. Raises ConfigError for a strategy that cannot be read.
+    Goals of the domains safety and benign are dealt their strategies by weight, harmful and harmless ones in
+    the same proportions, so that the strategy says nothing of the kind; among harmful ones they go where
+    `history` has none or only weak attacks. Others are asked for as they are. A strategy of several turns
+    hears the learner's answers between them, cut to `answer_words`. One with `rewrite` hears answer and
+    critique and words the query anew (PAIR, Chao et al. 2023). Where that fails the query is asked plainly.
+    Raises ConfigError for a strategy that cannot be read.
     """
 
     strategies: tuple[str, ...] = ()
@@ -62,12 +63,16 @@ class StrategyAttacker(FewShotAttacker):
         Raises ConfigError where all strategies need answers and `ctx` offers none.
         """
         able = self._able(ctx)
-        goals = self._goals(seeds, ctx)
-        plain = [self._as_attack(goal, ctx) for goal in goals]
+        goals = self._goals(seeds, history, ctx)
+        plain = self._plain(goals, ctx)
+        wrapped = [
+            row for row, goal in enumerate(goals) if goal.seed.domain in JUDGED and not goal.seed.options
+        ]
+        places = dealt([goals[row] for row in wrapped], [one.weight for one in able], "strategy", ctx)
+        drawn = {row: able[place] for row, place in zip(wrapped, places, strict=True)}
         jobs = {
-            row: _begun(goal, attack, _drawn(goal, able, ctx), _query(attack))
-            for row, (goal, attack) in enumerate(zip(goals, plain, strict=True))
-            if goal.seed.domain in JUDGED and goal.seed.options is None
+            row: _begun(goals[row], plain[row], strategy, _query(plain[row]))
+            for row, strategy in _spread(drawn, plain, history).items()
         }
         asked = self._rewritten(self._talked(list(jobs.values()), ctx), seeds, ctx)
         made = dict(zip(jobs, asked, strict=True))
@@ -173,10 +178,25 @@ def _share(text: str, goal: str) -> float:
     return len(words & content_words(text)) / len(words) if words else 0.0
 
 
-def _drawn(goal: Goal, able: Sequence[Strategy], ctx: Context) -> Strategy:
-    """A strategy for `goal`, drawn by weight alone: nothing that is known of the goal has a say."""
-    weights = [strategy.weight for strategy in able]
-    return ctx.rng("strategy", goal.seed.id, goal.text).choices(able, weights)[0]
+def _spread(
+    drawn: Mapping[int, Strategy], plain: Sequence[Attack], history: Sequence[Attack]
+) -> dict[int, Strategy]:
+    """`drawn`, the strategies of harmful goals exchanged among them so that more kinds of attack are tried.
+
+    A cell of category and family that `history` lacks goes first, then those that come late in it, for the
+    hardest come first. Which strategies are used, and how often, stays as it was.
+    """
+    found = dict(drawn)
+    weakness = {(attack.category, attack.family): place for place, attack in enumerate(history)}
+    empty = len(weakness)
+    waiting = [row for row in drawn if plain[row].harmful]
+    for strategy in [drawn[row] for row in waiting]:
+        row = max(waiting, key=lambda row: weakness.get((plain[row].category, strategy.family), empty))
+        waiting.remove(row)
+        found[row] = strategy
+        # Once tried it goes last: one attack in each cell before a second one in any.
+        weakness[plain[row].category, strategy.family] = -1
+    return found
 
 
 def _begun(goal: Goal, plain: Attack, strategy: Strategy, query: str) -> _Job:

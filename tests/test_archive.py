@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from loop.archive import (
     read_archive,
     retry,
     still_broken,
-    weakest,
     write_archive,
 )
 from loop.errors import DataError
@@ -253,30 +251,6 @@ def test_coverage_tells_cells_that_are_filled_from_those_that_broke_the_policy()
     assert found == {"cells": 4, "filled": 0.5, "broke": 0.25}
     assert coverage({}, ["c1"], ["f1"]) == {"cells": 1, "filled": 0.0, "broke": 0.0}
     assert coverage({}, [], ["f1"]) == {"cells": 0, "filled": None, "broke": None}
-
-
-def test_empty_cells_come_first_then_the_weak_ones():
-    archive = enter({}, [entry("a", 1.0, cell=FOUR[0]), entry("b", 0.25, cell=FOUR[1])])
-    drawn = weakest(archive, ["c1", "c2"], ["f1", "f2"], random.Random(0), 4002)
-    assert set(drawn[:2]) == {FOUR[2], FOUR[3]}
-    counts = Counter(drawn[2:])
-    total = 0.05 + 0.8 + 1.05 + 1.05
-    for cell, weight in zip(FOUR, (0.05, 0.8, 1.05, 1.05), strict=True):
-        assert counts[cell] / 4000 == pytest.approx(weight / total, abs=0.03)
-
-
-def test_what_is_drawn_hangs_on_the_randomness_alone():
-    archive = enter({}, [entry("a", 0.5, cell=FOUR[0])])
-    one = weakest(archive, ["c1", "c2"], ["f1", "f2"], random.Random(3), 9)
-    assert weakest(archive, ["c2", "c1", "c1"], ["f2", "f1"], random.Random(3), 9) == one
-    assert len({tuple(weakest({}, "abc", "de", random.Random(seed), 6)) for seed in range(9)}) > 1
-
-
-def test_as_many_cells_as_are_asked_for_and_none_of_none():
-    assert len(weakest({}, ["c1"], ["f1", "f2"], random.Random(0), 1)) == 1
-    assert len(weakest({}, ["c1"], ["f1", "f2"], random.Random(0), 7)) == 7
-    assert weakest({}, ["c1"], ["f1"], random.Random(0), 0) == []
-    assert weakest({}, [], ["f1"], random.Random(0), 3) == []
 
 
 def test_attacks_that_broke_an_earlier_policy_are_tried_again_the_hardest_first():

@@ -67,14 +67,29 @@ def plain_queries(rows: Sequence[Seed]) -> list[str]:
     ]
 
 
-def test_harmful_and_harmless_goals_draw_from_the_same_distribution():
-    made = attacker().attack(seeds(600), [], context(respond=None))
+@pytest.mark.parametrize("count", [9, 100, 600])
+def test_harmful_and_harmless_goals_have_the_same_strategies(count: int):
+    made = attacker().attack(seeds(count), [], context(respond=None))
     weights = {one.name: one.weight for one in strategies(()) if not one.answers}
-    for side in (True, False):
-        drawn = Counter(name_of(attack) for attack in made if attack.harmful is side)
-        assert drawn.keys() <= weights.keys()
-        for name, weight in weights.items():
-            assert abs(drawn[name] / 600 - weight / sum(weights.values())) < 0.04
+    drawn = {
+        side: Counter(name_of(attack) for attack in made if attack.harmful is side) for side in (True, False)
+    }
+    for name, weight in weights.items():
+        assert abs(drawn[True][name] - drawn[False][name]) <= 1
+        assert abs(drawn[True][name] - count * weight / sum(weights.values())) <= 1
+
+
+def test_harmful_goals_are_asked_by_families_that_the_archive_lacks_first():
+    names = ("plain", "role_play", "json")
+    goals = [replace(seed(n, True), category=f"c{n % 2}") for n in range(12)]
+    before = attacker(*names).attack(goals, [], context())
+    families = sorted({attack.family for attack in before})
+    # Hard ones of every family for one category; none for the other.
+    history = [replace(before[0], category="c0", family=family) for family in families]
+    after = attacker(*names).attack(goals, history, context())
+    assert Counter(map(name_of, after)) == Counter(map(name_of, before))
+    assert {attack.family for attack in after if attack.category == "c1"} == set(families)
+    assert attacker(*names).attack(goals, history, context()) == after
 
 
 def test_a_strategy_changes_how_a_goal_is_asked_for_and_nothing_else():

@@ -8,9 +8,9 @@ from itertools import chain
 from loop.archive import archive_of, retry
 from loop.contamination import Guard
 from loop.interfaces import Context, Critic, Usage
-from loop.overlap import normalise
+from loop.overlap import attack_key
 from loop.prompts import conversation
-from loop.records import Attack, Completion, Message, Seed, new_id, read_jsonl, stable_hash
+from loop.records import Attack, Completion, Message, Seed, new_id, read_jsonl
 from loop.rundir import append_line, rows_so_far
 from loop.session import Policy, Session, held_out_items
 from loop.stages.archiving import RETRIED, imported_archive
@@ -30,17 +30,16 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
     found = archive_of(session.run, number, imported_archive(session))
     history = [entry.attack for entry in sorted(found.values(), key=lambda one: -one.difficulty)]
     again = [_again(attack, number) for attack in retry(found, session.config.attacks.retry)]
-    # A hash of each query, by which copies are known: all that grows with their number.
     earlier = [session.run.iteration(done) / "attacks.jsonl" for done in range(1, number)]
-    seen = {_key(attack) for file in earlier for attack in read_jsonl(file, Attack)}
-    seen.update(_key(attack) for attack in rows_so_far(path, Attack))
+    seen = {attack_key(attack) for file in earlier for attack in read_jsonl(file, Attack)}
+    seen.update(attack_key(attack) for attack in rows_so_far(path, Attack))
     guard = _guard(session, policy, number)
 
     def step(batch: list[Seed | Attack], key: str, usage: Usage) -> Iterator[Attack]:
         ctx = _context(session, number, policy, critic, key, usage)
         seeds = [entry for entry in batch if isinstance(entry, Seed)]
         written = attacker.attack(seeds, history, ctx) if seeds else []
-        made = [attack for attack in written if _key(attack) not in seen]
+        made = [attack for attack in written if attack_key(attack) not in seen]
         meanings = guard.match_meaning(
             [attack.id for attack in made], "attack", [attack.asked for attack in made]
         )
@@ -49,8 +48,8 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
             texts = [attack.asked, *(turn["content"] for turn in attack.turns)]
             if found := guard.match(attack.id, "attack", texts) or meaning:
                 append_line(folder / "contamination.jsonl", vars(found))
-            elif _key(attack) not in seen:
-                seen.add(_key(attack))
+            elif attack_key(attack) not in seen:
+                seen.add(attack_key(attack))
                 yield attack
 
     wanted = _wanted(session)
@@ -77,15 +76,17 @@ def _context(
     learner = session.context("learner", policy, number, f"{key} respond", usage)
     listener = session.context("critic", policy, number, f"{key} criticise", usage)
 
-    def respond(talks: Sequence[Sequence[Message]]) -> list[str | None]:
-        chats = [conversation(learner.system, turns) for turns in talks]
-        return [sample.text for (sample,) in learner.generate(chats)] if chats else []
-
     return replace(
         session.context("attacker", policy, number, key, usage),
-        respond=respond,
+        respond=lambda talks: responses(talks, learner),
         criticise=lambda attacks, completions: critic.critique(attacks, completions, listener),
     )
+
+
+def responses(talks: Sequence[Sequence[Message]], ctx: Context) -> list[str | None]:
+    """What the model of `ctx` answers to each list of turns, null where no answer could be had."""
+    chats = [conversation(ctx.system, turns) for turns in talks]
+    return [sample.text for (sample,) in ctx.generate(chats)] if chats else []
 
 
 def _guard(session: Session, policy: Policy, number: int) -> Guard:
@@ -97,12 +98,6 @@ def _guard(session: Session, policy: Policy, number: int) -> Guard:
     return Guard(
         items, lambda texts: ctx.hidden_states(texts, layer), session.config.heldout.embedding_cosine
     )
-
-
-def _key(attack: Attack) -> int:
-    # Morse code and the like are nothing but signs, of which normalising leaves nothing.
-    texts = [turn["content"] for turn in attack.turns]
-    return stable_hash([normalise(text) or text for text in texts], attack.opener)
 
 
 _USE = {"safety": "harmful", "benign": "benign", "toxicity": "toxicity", "legal": "legal"}
