@@ -36,6 +36,8 @@ class ModelConfig:
 
     weights: str = MISSING
     engine: Part = field(default_factory=lambda: Part(target="loop.engines.transformers.TransformersEngine"))
+    # What its config.json says, for a dry run where the weights are not here yet.
+    architecture: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass
@@ -114,6 +116,11 @@ class TrainConfig:
     start_from: str = "policy"  # policy: the last promoted adapter; base: a fresh one each time
     reference: str = "start"  # start: the policy that training starts from; base: the bare model
     replay: bool = True  # pairs of earlier iterations are trained on again
+    # Few pairs, and `dpo.max_steps` would learn them by heart: 128 steps on 8 pairs broke the embedded model.
+    max_epochs: float | None = 6.0
+    launcher: str = "local"  # local: one process; accelerate: those that `accelerate` tells of
+    accelerate: dict[str, Any] = field(default_factory=dict[str, Any])  # what `accelerate config` writes
+    launch_prefix: list[str] = field(default_factory=list[str])  # [srun, --ntasks-per-node=1]
     dpo: dict[str, Any] = field(default_factory=dict[str, Any])
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -151,6 +158,20 @@ class GateConfig:
 
 
 @dataclass
+class HardwareConfig:
+    """GPUs as their data sheet has them: what a dry run counts memory and time with. 0 GPUs: it does not."""
+
+    gpus: int = 0  # in all
+    memory_gb: float = 0.0
+    tflops: float = 0.0  # bf16, dense
+    bandwidth_gb_s: float = 0.0
+    # Shares of those figures that are reached: assumptions, until someone measures.
+    training: float = 0.35
+    reading: float = 0.4
+    decoding: float = 0.5
+
+
+@dataclass
 class Config:
     """A run. `policy` names the entry of `models` that is trained."""
 
@@ -170,6 +191,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 SEATS = ("attacker", "learner", "critic")
@@ -180,8 +202,30 @@ _SECRET = re.compile(
     r"|\w*(?:password|secret|credentials?))$"
 )
 
+# Of `train.dpo` the keys that say where figures are sent, and under which names.
+TRACKING = (
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+)
+
 # Keys that say where a run happens, what it is called or when it stops, and so change no result.
-WHERE_IT_RUNS = ("name", "runs", "iterations", "validity", "pairs.min_agreement", "attacks.min_distinct")
+WHERE_IT_RUNS = (
+    "name",
+    "runs",
+    "iterations",
+    "validity",
+    "pairs.min_agreement",
+    "attacks.min_distinct",
+    "train.launcher",
+    "train.accelerate",
+    "train.launch_prefix",
+    "hardware",
+    *(f"train.dpo.{key}" for key in TRACKING),
+)
 
 
 def load_config(arguments: Sequence[str]) -> DictConfig:
@@ -256,15 +300,41 @@ def _check(config: Config) -> None:
     choices = {
         "train.start_from": (config.train.start_from, ("policy", "base")),
         "train.reference": (config.train.reference, ("start", "base")),
+        "train.launcher": (config.train.launcher, ("local", "accelerate")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise ConfigError(f"{key}: {value!r} is none of {', '.join(allowed)}")
+    if config.train.max_epochs is not None and config.train.max_epochs <= 0:
+        raise ConfigError(f"train.max_epochs: must be above 0, or null, not {config.train.max_epochs}")
+    _check_launch(config)
     for key in ("iterations", "chunk"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}: must be at least 1, not {getattr(config, key)}")
     if config.train.lora.get("modules_to_save"):
         raise ConfigError("train.lora.modules_to_save: serving engines load LoRA weights only; leave it out")
+
+
+def _check_launch(config: Config) -> None:
+    """The processes must be able to share a step, and figures of a GPU must be there to count with."""
+    train, hardware = config.train, config.hardware
+    if train.launcher == "accelerate":
+        processes = train.accelerate.get("num_processes")
+        if not isinstance(processes, int) or processes < 1:
+            raise ConfigError(
+                "train.accelerate.num_processes: how many processes? Take train.accelerate="
+                "@accelerate/multi_gpu.yaml, or what accelerate config wrote"
+            )
+        batches = train.dpo.get("gradient_accumulation_steps", 1)
+        if isinstance(batches, int) and batches % processes:
+            raise ConfigError(
+                f"train.dpo.gradient_accumulation_steps: {batches} micro-batches of a step cannot be shared "
+                f"by {processes} processes; give a multiple of {processes} (it counts those of all processes)"
+            )
+    if hardware.gpus:
+        for key in ("memory_gb", "tflops", "bandwidth_gb_s", "training", "reading", "decoding"):
+            if getattr(hardware, key) <= 0:
+                raise ConfigError(f"hardware.{key}: must be above 0; hardware=@hardware/h100.yaml has them")
 
 
 def _find(name: str, beside: Path) -> Path:

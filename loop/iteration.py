@@ -11,13 +11,16 @@ stage makes one file, and is done when that file is there: rerunning a run resum
 
 from loop import stages
 from loop.session import Session
+from loop.tracking import track
 
 
 def improve(session: Session) -> None:
     """The baseline, then one iteration after the other."""
     stages.evaluate(session, 0, session.policy(0))
+    track(session.run, session.config, 0)
     for number in range(1, session.config.iterations + 1):
         iterate(session, number)
+        track(session.run, session.config, number)
     session.engines.close()
 
 

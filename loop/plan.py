@@ -1,15 +1,17 @@
-"""What a run would do, counted before any weight is loaded: calls, tokens and time by stage."""
+"""What a run would do, counted before any weight is loaded: calls, tokens, time by stage, memory of a GPU."""
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
+from loop.config import SEATS
 from loop.heldout.asking import FREE_SHARE, TOXICITY_SAMPLES
 from loop.heldout.evaluation import choose
 from loop.heldout.suites import find_suites
@@ -17,6 +19,17 @@ from loop.partition import load_partition
 from loop.records import DOMAINS
 from loop.report.terminal import console, plain
 from loop.session import Session, parts_of
+from loop.sizing import (
+    Shape,
+    answering,
+    architecture_of,
+    is_remote,
+    room_for_tokens,
+    shape_of,
+    stage_seconds,
+    training,
+)
+from loop.stages.training import command
 
 REVISIONS = 2  # of an attack, at most: one that refuses and one that helps
 
@@ -34,6 +47,13 @@ REFERENCE_SECONDS_PER_ROW: Mapping[str, float] = {
 }
 
 
+MENDS = {
+    "answer": "lower gpu_memory_utilization or batch_tokens, or share the model over more GPUs",
+    "train": "lower per_device_train_batch_size or max_length, set activation_checkpointing, or take "
+    "train.accelerate=@accelerate/fsdp2.yaml",
+}
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One stage over all iterations: rows at most, new tokens at most, estimated seconds."""
@@ -41,7 +61,7 @@ class StagePlan:
     stage: str
     rows: int
     tokens: int
-    seconds: float
+    seconds: float | None
 
 
 def plan(session: Session) -> list[StagePlan]:
@@ -51,6 +71,7 @@ def plan(session: Session) -> list[StagePlan]:
     labelled = len(load_partition().seeds["validation"]) if any(session.seeds.values()) else 0
     tried_again = config.attacks.retry * (config.iterations - 1)
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
+    tries = int(getattr(session.roles["attacker"], "candidates", 1))
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
     trained = sum(
@@ -63,7 +84,7 @@ def plan(session: Session) -> list[StagePlan]:
     rows = {
         "fit critic": (len(session.seeds["critic"]) * turns, 0),
         "validate": (labelled * turns, roles.critic.sampling.max_tokens),
-        "attack": (attacks * turns + tried_again, roles.attacker.sampling.max_tokens),
+        "attack": (attacks * turns + tried_again, tries * roles.attacker.sampling.max_tokens),
         "answer": (answers * turns + tried_again, roles.learner.sampling.max_tokens),
         "critique": ((answers + REVISIONS * attacks) * turns, roles.critic.sampling.max_tokens),
         "revise": (attacks * turns, REVISIONS * roles.critic.sampling.max_tokens),
@@ -99,18 +120,114 @@ def measured_rates(runs: Path) -> tuple[dict[str, float], Sequence[Path]]:
 
 
 def print_plan(session: Session) -> None:
-    """The plan as a table, and what the estimate rests on."""
-    out = console()
-    parts_of(session)  # everything that a run would check is checked: sources, prompts, digests
+    """The plan as a table, and what the estimate rests on.
+
+    Raises what a run would, but only after it has printed what can be said without the weights.
+    """
+    out, shapes = console(), _shapes(session)
     table = Table(title=plain(f"{session.config.name}: {session.config.iterations} iterations, at most"))
     for column in ("stage", "rows", "new tokens", "minutes"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     stages = plan(session)
+    if session.config.hardware.gpus:
+        stages = _on_gpus(session, stages, shapes)
     for row in stages:
-        table.add_row(row.stage, f"{row.rows:,}", f"{row.tokens:,}", f"{row.seconds / 60:.1f}")
-    total = sum(row.seconds for row in stages)
+        minutes = "?" if row.seconds is None else f"{row.seconds / 60:.1f}"
+        table.add_row(row.stage, f"{row.rows:,}", f"{row.tokens:,}", minutes)
+    total = sum(row.seconds or 0.0 for row in stages)
     table.add_row("all", "", f"{sum(row.tokens for row in stages):,}", f"{total / 60:.1f}", style="bold")
     out.print(table)
+    if session.config.hardware.gpus:
+        _print_memory(session, shapes)
+    _print_command(session)
+    parts_of(session)  # everything that a run would check is checked: sources, prompts, digests
+    out.print(f"Time is estimated from {_basis(session)}. Nothing was loaded or written.", highlight=False)
+
+
+def _basis(session: Session) -> str:
+    if session.config.hardware.gpus:
+        sheets = "data sheets and assumed shares (hardware), not from any measurement"
+        return f"{sheets}; starting the engines is not in it"
     _, runs = measured_rates(Path(session.config.runs))
-    basis = f"{len(runs)} earlier run(s) here" if runs else "the project's own measurement on 2 CPU cores"
-    out.print(f"Time is estimated from the rates of {basis}. Nothing was loaded or written.", highlight=False)
+    own = "the project's own measurement on 2 CPU cores"
+    return f"the rates of {f'{len(runs)} earlier run(s) here' if runs else own}"
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------
+
+
+def _shapes(session: Session) -> dict[str, Shape]:
+    """The models whose architecture is known, where GPUs are to be counted with."""
+    if not session.config.hardware.gpus:
+        return {}
+    found = {name: architecture_of(name, entry) for name, entry in session.config.models.items()}
+    lora = session.config.train.lora
+    return {name: shape_of(each, lora) for name, each in found.items() if each is not None}
+
+
+def _on_gpus(session: Session, stages: Sequence[StagePlan], shapes: Mapping[str, Shape]) -> list[StagePlan]:
+    """The stages with seconds by arithmetic; None where the architecture of their model is not known."""
+    config = session.config
+    models = {seat: getattr(config.roles, seat).model for seat in SEATS}
+    names = {seat: config.policy if name == "policy" else name for seat, name in models.items()}
+    asked = {
+        "attack": names["attacker"],
+        "answer": config.policy,
+        "evaluate": config.policy,
+        "train": config.policy,
+        **dict.fromkeys(("fit critic", "validate", "critique", "revise"), names["critic"]),
+    }
+    return [
+        row
+        if row.stage not in asked
+        else replace(
+            row, seconds=stage_seconds(config, asked[row.stage], shapes, row.stage, row.rows, row.tokens)
+        )
+        for row in stages
+    ]
+
+
+def _print_memory(session: Session, shapes: Mapping[str, Shape]) -> None:
+    """What one GPU holds while it answers and while it trains, and whether that is too much."""
+    out, config = console(), session.config
+    used = {config.roles.attacker.model, config.roles.critic.model, config.policy} - {"policy"}
+    gpu = config.hardware
+    table = Table(title=f"One GPU of {gpu.memory_gb:.0f} GB, by arithmetic")
+    for column in ("for", "model", "GB", "of which"):
+        table.add_column(column, justify="right" if column == "GB" else "left")
+    here = [name for name in sorted(used) if not is_remote(config.models[name])]
+    needs = [(name, answering(config.models[name], shapes[name], gpu)) for name in here if name in shapes]
+    phases = {"answer": needs, "train": []}
+    if config.policy in shapes:
+        phases["train"] = [(config.policy, training(config, shapes[config.policy]))]
+    lines: list[str] = []
+    for phase, rows in phases.items():
+        for name, need in rows:
+            parts = " + ".join(f"{part} {gb:.1f}" for part, gb in need.parts.items())
+            table.add_row(phase, plain(name), f"{need.total:.1f}", parts)
+            if need.parts.get("cache", 1.0) <= 0:
+                lines.append(f"{name} does not fit: its share of the GPU holds the weights and no cache")
+            elif tokens := room_for_tokens(need, shapes[name]):
+                lines.append(f"The cache of {name} holds {tokens:,} tokens of context.")
+        total = sum(need.total for _, need in rows)
+        if total > gpu.memory_gb:
+            lines.append(f"To {phase} does not fit: {total:.1f} of {gpu.memory_gb:.0f} GB; {MENDS[phase]}.")
+    out.print(table)
+    for name in sorted(used):
+        if name not in shapes:
+            lines.append(
+                f"models.{name}: its config.json is not here; models.{name}.architecture can say it."
+            )
+        if is_remote(config.models[name]):
+            lines.append(f"models.{name} is held by its server: what it takes there is not counted.")
+    for line in lines:
+        out.print(plain(line), highlight=False)
+
+
+def _print_command(session: Session) -> None:
+    """The command of the first training, where it is more than a process of our own."""
+    config = session.config.train
+    if config.launcher == "local":
+        return
+    line = shlex.join(command(config, session.run.iteration(1) / "train"))
+    console().print(plain(f"Each training is started as:\n{line}"), soft_wrap=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,8 +147,15 @@ class Session:
         seconds = perf_counter() - start
         line: dict[str, Any] = {"iteration": iteration, "stage": name, "rows": meter.rows}
         line |= {"seconds": round(seconds, 3), "engine_seconds": round(usage.seconds, 3)}
-        append_line(self.run.path("timings.jsonl"), line | {"calls": usage.calls, "tokens": usage.tokens})
+        line |= {"calls": usage.calls, "tokens": usage.tokens, "peak_mib": _peak_mib(name == "train")}
+        append_line(self.run.path("timings.jsonl"), line)
         log(self.run, f"iteration {iteration}  {name:<10} {meter.rows:>7} rows  {seconds:8.1f} s")
+
+
+def _peak_mib(children: bool) -> int:
+    """The most memory that this process has held so far, or the largest of those that it has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
+    return usage.ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
@@ -167,10 +176,12 @@ def open_session(tree: DictConfig, argv: Sequence[str]) -> Session:
 
 def prepare(tree: DictConfig) -> Session:
     """All that can be checked without weights and without writing anything."""
-    from loop.training_options import validate
+    from loop.training_options import validate, validate_launch
 
     config = as_object(tree)
     validate(config.train.dpo, config.train.lora)
+    if config.train.launcher == "accelerate":
+        validate_launch(config.train.accelerate)
     _check_evals(config)
     seeds, dropped = _seeds(config)
     roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}

@@ -1,18 +1,21 @@
 """Trains one LoRA adapter by DPO in a process of its own, so that the memory comes back when it ends."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
+from loop.config import TRACKING
 from loop.engines.chat import render
 from loop.engines.noise import quieten
 from loop.errors import AlignloopError, ConfigError, DataError
@@ -20,10 +23,16 @@ from loop.records import Message, Pair, read_jsonl
 from loop.training_options import validate
 from loop.training_rows import ByLength, Rows, prepare_rows
 
+T = TypeVar("T")
+
 SIGMOID_AT_REFERENCE = math.log(2)
 SIGMOID_TOLERANCE = 0.02
 CHECKPOINT_SECONDS = 60
 """How much training a killed process may lose, unless `dpo` sets a save_strategy of its own."""
+PR_SET_PDEATHSIG = 1
+"""prctl's number (linux/prctl.h) for the signal that a process gets when its parent dies."""
+ERROR = "error.txt"
+"""In the folder of a job that a launcher started: the one line that it ended with."""
 COMPLETE = "complete"
 """The file that a checkpoint gets last: without it, the checkpoint is a torn one."""
 
@@ -51,6 +60,8 @@ class TrainJob:
     """Digests of parent, base and config: saved as lineage.json in the adapter folder."""
     canary: list[Message]
     """A prompt whose next-token distribution must differ between the adapter and the base."""
+    max_epochs: float | None = None
+    """However many steps `dpo` asks for: at most so often is each pair trained on."""
 
 
 # --- training -------------------------------------------------------------------------------------------
@@ -60,17 +71,19 @@ def train(job: TrainJob) -> None:
     """Trains the adapter of `job` and leaves it, with training.json and lineage.json, in `job.out`.
 
     Follows Rafailov et al. 2023 (DPO) as TRL has it. Resumes from the last complete checkpoint of the same
-    job; does nothing where `job.out` exists. Raises ConfigError, DataError, or AlignloopError where the
-    reference isn't what it should be, the loss isn't finite, or the adapter changes nothing.
+    job; does nothing where `job.out` exists. Several processes of one launcher train it together; the first
+    alone writes. Raises ConfigError, DataError, or AlignloopError where the reference isn't what it should
+    be, the loss isn't finite, or the adapter changes nothing.
     """
     out = Path(job.out)
-    if out.exists():
-        return
+    work = out.with_name(out.name + ".work")
     validate(job.dpo, job.lora)
+    args = _dpo_config(job, work)
+    done, checkpoint = _agreed(lambda: (True, None) if out.exists() else (False, _take_up(job, work)))
+    if done:
+        return
     pairs = list(read_jsonl(Path(job.pairs), Pair))
-    work = _work_dir(job, out)
-    trainer, rows = _build(job, pairs, work)
-    checkpoint = _last_complete(work)
+    trainer, rows = _build(job, pairs, args)
     started = time.monotonic()
     with completion_tokens_only(trainer.args.device.type):
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -79,24 +92,43 @@ def train(job: TrainJob) -> None:
         raise AlignloopError(f"{out}: the loss is {result.training_loss}; lower train.dpo.learning_rate")
     check_canary(trainer.model, trainer.processing_class, job.canary)
     resumed = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
-    summary = _summary(trainer.state.log_history, rows, len(pairs), seconds, resumed)
-    _save(trainer.model, work / "adapter", {"training.json": summary, "lineage.json": job.lineage})
-    (work / "adapter").replace(out)
-    _sync(out.parent)
-    shutil.rmtree(work)
+    # All processes ask: where the weights are sharded, each has a part.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        summary = _summary(trainer.state.log_history, rows, len(pairs), seconds, resumed)
+        extra = {"training.json": summary, "lineage.json": job.lineage}
+        _save(trainer.model, weights, work / "adapter", extra)
+        (work / "adapter").replace(out)
+        _sync(out.parent)
+        shutil.rmtree(work)
+    args.distributed_state.wait_for_everyone()
 
 
-def _work_dir(job: TrainJob, out: Path) -> Path:
-    """The folder `<out>.work` for checkpoints. Those of any other job, or of other pairs, are thrown away."""
-    work = out.with_name(out.name + ".work")
+def _agreed(decide: Callable[[], T]) -> T:
+    """What the first of the processes that train together decides, told to the others."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    told = [decide() if PartialState().is_main_process else None]
+    return cast(T, broadcast_object_list(told)[0])
+
+
+def _take_up(job: TrainJob, work: Path) -> Path | None:
+    """Makes `work`, the folder for checkpoints, and finds the one to go on from.
+
+    Those of any other job, or of other pairs, are thrown away.
+    """
     content = hashlib.sha256(Path(job.pairs).read_bytes()).hexdigest()
-    identity = json.dumps({**asdict(job), "pairs_sha256": content}, indent=1, sort_keys=True, default=str)
+    dpo = {key: value for key, value in job.dpo.items() if key not in TRACKING}
+    identity = json.dumps(
+        {**asdict(job), "dpo": dpo, "pairs_sha256": content}, indent=1, sort_keys=True, default=str
+    )
     marker = work / "job.json"
     if work.exists() and not (marker.exists() and marker.read_text() == identity):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     marker.write_text(identity)
-    return work
+    return _last_complete(work)
 
 
 def _last_complete(work: Path) -> Path | None:
@@ -108,15 +140,17 @@ def _last_complete(work: Path) -> Path | None:
     return next((path for path in reversed(steps) if path.exists()), None)
 
 
-def _build(job: TrainJob, pairs: Sequence[Pair], work: Path) -> tuple[Any, Rows]:
+def _build(job: TrainJob, pairs: Sequence[Pair], args: Any) -> tuple[Any, Rows]:
     """The DPO trainer with policy and reference in place, and the rows that it was given."""
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer, PrinterCallback
     from trl.trainer.dpo_trainer import DPOTrainer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(job.base)
-    args = _dpo_config(job, work)
     rows = prepare_rows(pairs, tokenizer, args.max_length, job.pairs)
+    if job.max_epochs is not None and args.max_steps > 0:
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = min(args.max_steps, math.ceil(job.max_epochs * len(rows.rows) / step))
 
     class Trainer(DPOTrainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -165,11 +199,23 @@ def _dpo_config(job: TrainJob, work: Path) -> Any:
         # Two: a kill in the middle of writing one leaves the other.
         "save_total_limit": 2,
         "disable_tqdm": not sys.stderr.isatty(),
+        # A pass uses all that is trained; looking for what it doesn't costs time, and a warning each time.
+        "ddp_find_unused_parameters": False,
     }
     if "gradient_checkpointing" not in job.dpo:
         # It trades a third of the speed for memory, which LoRA on short chats doesn't need.
         forced["activation_checkpointing"] = False
     given = {key: value for key, value in job.dpo.items() if key != "model_init_kwargs"}
+    # A step has the micro-batches that the config says, however many processes share them.
+    batches, processes = given.get("gradient_accumulation_steps", 1), int(os.environ.get("WORLD_SIZE", "1"))
+    if batches % processes:
+        raise ConfigError(
+            f"train.dpo.gradient_accumulation_steps: {batches} micro-batches of a step cannot be shared by "
+            f"{processes} processes; give a multiple of {processes} (it counts those of all processes)"
+        )
+    given["gradient_accumulation_steps"] = batches // processes
+    # A launcher sets it from its file, and autocast would then depend on where a run happens.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return cast(Any, trl).DPOConfig(**{**forced, **given, "output_dir": str(work), "seed": job.seed})
 
 
@@ -224,11 +270,22 @@ def _callback(job: TrainJob) -> Any:
     class Watch(TrainerCallback):
         saved = time.monotonic()
 
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            # Several processes that resume within an epoch: accelerate 1.15 doesn't tell the sampler which.
+            loader = given["train_dataloader"]
+            steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+            batches = loader.batch_sampler
+            sampler = getattr(batches, "batch_sampler", batches).sampler
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(state.global_step // steps)
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step in (1, state.max_steps):
                 control.should_log = True
-            due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
-            if due and "save_strategy" not in job.dpo and state.global_step < state.max_steps:
+            if "save_strategy" in job.dpo or state.global_step == state.max_steps:
+                return
+            # Clocks differ, and a checkpoint that not all processes write is never done.
+            if _agreed(lambda: time.monotonic() - self.saved > CHECKPOINT_SECONDS):
                 control.should_save = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -236,9 +293,11 @@ def _callback(job: TrainJob) -> Any:
                 check_first_step(sigmoid_term(logs["rewards/margins"]))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            _sync(folder)
-            (folder / COMPLETE).touch()
+            args.distributed_state.wait_for_everyone()
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                _sync(folder)
+                (folder / COMPLETE).touch()
             self.saved = time.monotonic()
 
     return Watch()
@@ -326,11 +385,11 @@ def _summary(
     }
 
 
-def _save(model: Any, folder: Path, extra: Mapping[str, Mapping[str, Any]]) -> None:
-    """Saves the adapter (never the frozen `ref`) and the JSON files of `extra`, down to the disk."""
+def _save(model: Any, weights: Any, folder: Path, extra: Mapping[str, Mapping[str, Any]]) -> None:
+    """Saves the adapter in `weights` (never the frozen `ref`) and the JSON of `extra`, down to the disk."""
     if folder.exists():
         shutil.rmtree(folder)
-    model.save_pretrained(str(folder), selected_adapters=["default"])
+    model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     for name, content in extra.items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     _sync(folder)
@@ -355,6 +414,12 @@ def read_job(folder: Path) -> TrainJob:
         raise DataError(f"{path}: not a training job ({error})") from None
 
 
+def _end_with_launcher() -> None:
+    """The launcher holds the job's lock: a process that outlived it would train beside the next one."""
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _one_gpu() -> None:
     """TRL refuses several visible GPUs without a launcher: this process takes the first."""
     if "LOCAL_RANK" not in os.environ:
@@ -368,11 +433,15 @@ def main(argv: Sequence[str]) -> int:
         print("usage: python -m loop.training JOB_DIR", file=sys.stderr)
         return 1
     try:
+        _end_with_launcher()
         _one_gpu()
         quieten()
         train(read_job(Path(argv[0])))
     except AlignloopError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if "LOCAL_RANK" in os.environ:  # a launcher says a page of its own: the stage shall find this line
+            (Path(argv[0]) / ERROR).write_text(str(error), encoding="utf-8")
+        if os.environ.get("RANK", "0") == "0":  # what stops one process of several stops each of them
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # the terminal tells the run too, and it says what to do
         return 130

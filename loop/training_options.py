@@ -24,6 +24,7 @@ OURS = {
         "push_to_hub": "`alignloop export` is the way out; nothing is",
         "load_best_model_at_end": "the gate chooses; no checkpoint is",
         "sync_ref_model": "the reference of an iteration is frozen; it is",
+        "hub_token": "a token stands in HF_TOKEN alone and is not written down; it is not",
     },
     "lora": {"task_type": "CAUSAL_LM is", "inference_mode": "it is trained: the mode is"},
 }
@@ -52,11 +53,42 @@ def validate(dpo: Mapping[str, Any], lora: Mapping[str, Any], where: str = "trai
         for key in POSITIVE[part]:
             if given.get(key, 1) <= 0:
                 raise ConfigError(f"{where}.{part}.{key}: must be above 0, not {given[key]!r}")
+    check_trackers(dpo.get("report_to"), f"{where}.dpo.report_to")
     forced = {"output_dir": os.devnull, "use_cpu": True, "bf16": False, "report_to": "none"}
     if "gradient_checkpointing" not in dpo:
         forced["activation_checkpointing"] = False
     _check_values(lambda given: DPOConfig(**{**forced, **given}), dpo, f"{where}.dpo")
     _check_values(lambda given: LoraConfig(**given), lora, f"{where}.lora")
+
+
+def check_trackers(report_to: str | Sequence[str] | None, where: str) -> None:
+    """Raises ConfigError for a tracker that transformers doesn't know, or whose package is missing."""
+    from transformers.integrations import integration_utils
+
+    known: Any = cast(Any, integration_utils).INTEGRATION_TO_CALLBACK
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in ("none", "all"):
+            continue
+        if name not in known:
+            raise ConfigError(f"{where}: no tracker {name!r}; {_nearest(name, (*known, 'all', 'none'))}")
+        try:
+            known[name]()  # which looks for its package, and logs nothing yet
+        except (RuntimeError, ImportError):
+            package = "'alignloop[track]'" if name in ("tensorboard", "trackio") else name
+            raise ConfigError(f"{where}: {name} is not installed; pip install {package}") from None
+
+
+def validate_launch(accelerate: Mapping[str, Any], where: str = "train.accelerate") -> None:
+    """Checks keys and values of what `accelerate launch` is to go by. Raises ConfigError naming the key."""
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    defaults = {"distributed_type": "NO", "mixed_precision": "no", "use_cpu": False, "debug": False}
+    defaults["compute_environment"] = "LOCAL_MACHINE"
+    _check_keys(ClusterConfig, accelerate, where, {})
+    kind = cast(Any, ClusterConfig)
+    _check_values(lambda given: kind(**{**defaults, **given}), accelerate, where)
+    if missing := [key for key in defaults if key not in accelerate]:
+        raise ConfigError(f"{where}.{missing[0]}: must be given; @accelerate/multi_gpu.yaml has all of them")
 
 
 def _check_keys(kind: Any, given: Mapping[str, Any], where: str, ours: Mapping[str, str]) -> None:

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loop.engines.chat import neutralise, special_tokens
+from loop.engines.chat import neutralise, render, special_tokens
 from loop.errors import DataError
 from loop.records import Message, Pair, stable_hash
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The conversational rows that DPO trains on, and what became of the others."""
+    """The rows that DPO trains on, as the text that the policy reads, and what became of the others."""
 
     ids: list[str]
-    rows: list[dict[str, list[Message]]]
+    rows: list[dict[str, str]]
     lengths: list[int]
     """Tokens of the longer side of each pair, prompt included, before truncation."""
     dropped: list[dict[str, str]]
@@ -23,41 +23,38 @@ class Rows:
 
 
 def prepare_rows(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, where: str) -> Rows:
-    """Turns pairs into conversational rows and takes out those that hold nothing to learn from.
+    """Turns pairs into rows of text and takes out those that hold nothing to learn from.
 
-    TRL drops a row whose prompt fills `max_length` without a word: here it is named. So is one whose answer
-    is begun in the prompt, which TRL's conversational rows can't hold. Raises DataError for a prompt that
-    ends with neither user nor assistant, for a chat template that doesn't end the answer, and where no row
-    is left.
+    Text, for TRL's conversational rows can't hold an answer that is begun in the prompt. TRL drops a row
+    whose prompt fills `max_length` without a word: here it is named. Raises DataError for a prompt that ends
+    with neither user nor assistant, for a chat template that doesn't end the answer, and where no row is
+    left.
     """
-    specials = special_tokens(tokenizer)
+    specials, end = special_tokens(tokenizer), _end_of_turn(tokenizer, where)
     kept = Rows([], [], [], [], [])
     for pair in pairs:
         last = pair.prompt[-1]["role"] if pair.prompt else "nothing"
-        if last == "assistant":
-            kept.dropped.append({"id": pair.id, "reason": "its answer is begun in the prompt"})
-            continue
-        if last != "user":
+        if last not in ("user", "assistant"):
             raise DataError(f"{where}, pair {pair.id}: the prompt must end with a user turn, not {last}")
-        row = _row(pair, specials)
-        prompt = _tokens(tokenizer, row["prompt"], add_generation_prompt=True)
-        sides = [_tokens(tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
-        longest = max(map(len, sides))
-        if max_length is not None and len(prompt) >= max_length:
-            reason = f"its prompt of {len(prompt)} tokens fills max_length {max_length}"
-        elif sides[0] == sides[1]:
+        prompt = _prompt(tokenizer, pair.prompt)
+        chosen, rejected = (
+            neutralise(_storable(text), specials) + end for text in (pair.chosen, pair.rejected)
+        )
+        taken = len(_tokens(tokenizer, prompt))
+        longest = max(len(_tokens(tokenizer, prompt + side)) for side in (chosen, rejected))
+        if max_length is not None and taken >= max_length:
+            reason = f"its prompt of {taken} tokens fills max_length {max_length}"
+        elif chosen == rejected:
             reason = "chosen and rejected are the same"
         else:
             reason = ""
         if reason:
             kept.dropped.append({"id": pair.id, "reason": reason})
             continue
-        if not kept.rows:
-            _check_end_of_turn(tokenizer, sides[0][len(prompt) :], where)
         if max_length is not None and longest > max_length:
             kept.truncated.append(pair.id)
         kept.ids.append(pair.id)
-        kept.rows.append(row)
+        kept.rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         kept.lengths.append(longest)
     if not kept.rows:
         first = f" ({kept.dropped[0]['reason']})" if kept.dropped else ""
@@ -67,33 +64,33 @@ def prepare_rows(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, 
     return kept
 
 
-def _row(pair: Pair, specials: Sequence[str]) -> dict[str, list[Message]]:
-    def turn(role: str, text: str) -> Message:
-        # Arrow holds UTF-8 only, and model text may hold half a surrogate pair.
-        return {"role": role, "content": neutralise(text.encode("utf-8", "replace").decode(), specials)}
-
-    return {
-        "prompt": [turn(message["role"], message["content"]) for message in pair.prompt],
-        "chosen": [turn("assistant", pair.chosen)],
-        "rejected": [turn("assistant", pair.rejected)],
-    }
+def _prompt(tokenizer: Any, turns: Sequence[Message]) -> str:
+    """The text of a prompt, without the token at its beginning that the tokenizer writes by itself."""
+    text = render(tokenizer, [{**turn, "content": _storable(turn["content"])} for turn in turns])
+    begins = tokenizer.bos_token
+    adds = bool(begins) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(begins) if adds else text
 
 
-def _tokens(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    # The template writes its own special tokens: asking for them again would double the first.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _storable(text: str) -> str:
+    """`text` as Arrow holds it, which is UTF-8 only: model text may hold half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
-def _check_end_of_turn(tokenizer: Any, completion: Sequence[int], where: str) -> None:
-    count = list(completion).count(tokenizer.eos_token_id)
-    if count != 1:
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text)["input_ids"]
+
+
+def _end_of_turn(tokenizer: Any, where: str) -> str:
+    """What the chat template writes after an answer, down to the token that ends it."""
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "ANSWER"}]
+    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+    if end.count(tokenizer.eos_token) != 1:
         raise DataError(
-            f"{where}: a templated answer holds {count} × {tokenizer.eos_token!r} where 1 belongs; "
-            "the chat template and eos_token of the base must agree"
+            f"{where}: the chat template ends an answer with {end!r}, where {tokenizer.eos_token!r} belongs "
+            "once; template and eos_token of the base must agree"
         )
+    return end[: end.index(tokenizer.eos_token) + len(tokenizer.eos_token)]
 
 
 class ByLength:

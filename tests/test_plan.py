@@ -1,11 +1,13 @@
 """The plan: what a run would do at most, from the rates of runs that were."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from loop.config import load_config
+from loop.errors import AssetError
 from loop.plan import REFERENCE_SECONDS_PER_ROW, StagePlan, measured_rates, plan, print_plan
 from loop.session import Session, prepare
 
@@ -46,7 +48,8 @@ def by_stage(session: Session) -> dict[str, StagePlan]:
 
 def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     stages = by_stage(session)
-    assert (stages["attack"].rows, stages["attack"].tokens) == (30 + 4, 34 * 40)
+    tries = 4  # of the attacker at each attack
+    assert (stages["attack"].rows, stages["attack"].tokens) == (30 + 4, 34 * tries * 40)
     assert (stages["answer"].rows, stages["answer"].tokens) == (60 + 4, 64 * 50)
     assert stages["train"].rows == 10 + 20 + 30
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
@@ -98,3 +101,68 @@ def test_the_plan_is_shown_with_what_it_rests_on(
     timed(tmp_path / "runs", "one", ("attack", 10, 10.0))
     print_plan(session)
     assert "1 earlier run(s) here" in capsys.readouterr().out
+
+
+def on_gpu(session: Session, **changed: object) -> Session:
+    """The same on one GPU by its data sheet; the model a little larger than the tests' own."""
+    sheet = {"gpus": 1, "memory_gb": 80.0, "tflops": 989.0, "bandwidth_gb_s": 3350.0, **changed}
+    for key, value in sheet.items():
+        setattr(session.config.hardware, key, value)
+    folder = Path(session.config.models["m"].weights.removeprefix("path:"))
+    shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    session.config.train.lora.update(r=4, target_modules="all-linear")
+    return session
+
+
+def test_on_a_gpu_time_and_memory_are_counted_from_its_data_sheet(
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    print_plan(on_gpu(session))
+    shown = capsys.readouterr().out
+    assert "One GPU of 80 GB, by arithmetic" in shown
+    assert "does not fit" not in shown
+    assert "data sheets and assumed shares" in shown
+
+
+def test_what_does_not_fit_on_the_gpu_is_said_with_the_mend(
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    print_plan(on_gpu(session, memory_gb=4.0))
+    shown = capsys.readouterr().out
+    assert "To answer does not fit: 4.0 of 4 GB" in shown
+    assert "To train does not fit" in shown
+    assert "lower per_device_train_batch_size" in shown
+
+
+def test_a_model_that_is_not_here_leaves_a_question_mark_and_then_its_error(
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    session.config.models["m"].weights = "hf:nobody/nothing@main"
+    session.config.hardware.gpus = 1
+    with pytest.raises(AssetError, match="hf:nobody/nothing@main"):
+        print_plan(session)
+    shown = capsys.readouterr().out
+    assert "?" in shown
+    assert "models.m: its config.json is not here; models.m.architecture can say it." in shown
+
+
+def test_the_command_of_a_launcher_is_shown_on_one_line(session: Session, capsys: pytest.CaptureFixture[str]):
+    print_plan(session)
+    assert "accelerate" not in capsys.readouterr().out
+    train = session.config.train
+    train.launcher, train.accelerate = "accelerate", {"num_processes": 2, "rdzv_backend": "c10d"}
+    train.launch_prefix = ["srun", "--ntasks-per-node=1"]
+    print_plan(session)
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("srun"))
+    work = session.run.iteration(1) / "train"
+    assert shlex.split(line)[-1] == str(work)
+    assert f"--config_file {work / 'accelerate.json'} --rdzv_backend c10d -m loop.training" in line.replace(
+        "'", ""
+    )

@@ -301,6 +301,7 @@ def test_a_stage_leaves_a_line_with_rows_seconds_and_what_its_engines_did(config
     assert (line["iteration"], line["stage"], line["rows"]) == (1, "answer", 4)
     assert (line["calls"], line["tokens"]) == (2, 6)
     assert 0 <= line["engine_seconds"] <= line["seconds"]
+    assert line["peak_mib"] > 10
     assert "answer" in session.run.path("log.txt").read_text()
 
 

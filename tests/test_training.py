@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +218,42 @@ def test_a_prompt_that_ends_with_the_system_turn_is_refused(job: Callable[..., T
         train(job(pairs=[pair]))
 
 
-def test_a_pair_whose_answer_is_begun_in_the_prompt_is_named_and_left_out(tiny_model_dir: Path) -> None:
+def test_a_pair_whose_answer_is_begun_in_the_prompt_is_trained_from_there_on(tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
-    begun = make_pair(0)
-    begun.prompt.append({"role": "assistant", "content": "Sure,"})
-    rows = prepare_rows([begun, make_pair(1)], tokenizer, None, "here")
-    assert rows.ids == ["pair-1"]
-    assert rows.dropped == [{"id": "pair-0", "reason": "its answer is begun in the prompt"}]
+    begun = make_pair(0, chosen=" no.", rejected=" yes.")
+    begun.prompt.append({"role": "assistant", "content": "Sure, I say"})
+    found = prepare_rows([begun, make_pair(1)], tokenizer, None, "here")
+    assert found.ids == ["pair-0", "pair-1"]
+    assert found.rows[0]["prompt"].endswith("<|im_start|>assistant\nSure, I say")
+    assert (found.rows[0]["chosen"], found.rows[0]["rejected"]) == (" no.<|im_end|>", " yes.<|im_end|>")
+    assert found.rows[1]["prompt"].endswith("<|im_start|>assistant\n")
+
+
+def test_the_token_that_a_tokenizer_begins_with_is_not_written_twice(tiny_model_dir: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_dir)
+    begins = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begins} $A", special_tokens=[(begins, tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    row = prepare_rows([make_pair(0)], tokenizer, None, "here").rows[0]
+    ids = tokenizer(row["prompt"])["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert not row["prompt"].startswith(begins + begins)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 2), (0.5, 1), (None, 5)])
+def test_few_pairs_bound_the_steps(job: Callable[..., TrainJob], epochs: float | None, steps: int) -> None:
+    pairs = [make_pair(n) for n in range(4)]
+    dpo = {"max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    one = replace(job(pairs=pairs, dpo=dpo), max_epochs=epochs)
+    train(one)
+    assert summary(one)["final"]["step"] == steps
 
 
 def reference_margin(one: TrainJob, reference: str | None) -> float:
@@ -243,9 +270,7 @@ def reference_margin(one: TrainJob, reference: str | None) -> float:
     rows = prepare_rows(list(read_jsonl(Path(one.pairs), Pair)), tokenizer, None, "pairs").rows
 
     def logp(row: Any, side: str) -> float:
-        prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
-        start, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, whole))
+        start, ids = (tokenizer(text)["input_ids"] for text in (row["prompt"], row["prompt"] + row[side]))
         with torch.inference_mode():
             logps = policy(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
         return sum(float(logps[i - 1, ids[i]]) for i in range(len(start), len(ids)))

@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from loop.config import TrainConfig
 from loop.errors import AlignloopError
 from loop.records import Pair, read_jsonl, stable_hash, write_jsonl
 from loop.rundir import log, replacing, write_json
 from loop.session import Policy, Session
+
+ACCELERATE = "accelerate.json"
+"""What `accelerate launch` goes by, beside job.json."""
 
 # glibc gives the memory of large tensors back after each use and faults it in again for the next; training
 # on a CPU makes and drops gigabytes of activations in every step. benchmarks/dpo.py measures the difference.
@@ -21,7 +25,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": 
 
 def train(session: Session, number: int, policy: Policy) -> None:
     """pairs → adapter/: DPO in a process of its own, so that the memory of the engines comes back first."""
-    from loop.training import TrainJob
+    from loop.training import ERROR, TrainJob
 
     folder, config = session.run.iteration(number), session.config.train
     if (folder / "adapter").exists():
@@ -39,25 +43,47 @@ def train(session: Session, number: int, policy: Policy) -> None:
         out=str(folder / "adapter"),
         start_adapter=policy.adapter if config.start_from == "policy" else None,
         reference="start" if config.reference == "start" else "base",
-        dpo=config.dpo,
+        dpo={"project": session.config.name, "run_name": f"iteration-{number:03d}", **config.dpo},
         lora=config.lora,
         seed=stable_hash(session.config.seed, number, "train") % 2**31,
         lineage={"base": session.digests[session.config.policy], "parent": policy.name, "iteration": number},
         canary=pairs[0].prompt,
+        max_epochs=config.max_epochs,
     )
     write_json(work / "job.json", asdict(job))
+    if config.launcher == "accelerate":
+        write_json(work / ACCELERATE, config.accelerate)
+    # Trackers that hear of it by no argument; TensorBoard's files would go with the checkpoints.
+    place = session.run.path("tensorboard") / f"iteration-{number:03d}"
+    tracked = {"TENSORBOARD_LOGGING_DIR": str(place), "WANDB_PROJECT": session.config.name}
+    told = work / ERROR
+    told.unlink(missing_ok=True)
     with session.stage(number, "train", len(pairs)) as meter, _alone(session, work) as lock:
-        command = [sys.executable, "-m", "loop.training", str(work)]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, pass_fds=(lock,), env={**_KEEP_MEMORY, **os.environ}
+            command(config, work),
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            env={**_KEEP_MEMORY, **tracked, **os.environ},
         )
         if done.returncode != 0:
+            reason = told.read_text(encoding="utf-8") if told.exists() else "its message is above"
             raise AlignloopError(
-                f"iteration {number}: training ended with exit code {done.returncode}, its message is above; "
+                f"iteration {number}: training ended with exit code {done.returncode}, {reason}; "
                 "the same command takes it up at its last checkpoint"
             )
         meter.usage.seconds = meter.elapsed()
         meter.advance(len(pairs))
+
+
+def command(config: TrainConfig, work: Path) -> list[str]:
+    """The command that trains the job in the folder `work`. All else is in files there."""
+    python = [*config.launch_prefix, sys.executable, "-m"]
+    if config.launcher == "accelerate":
+        python += ["accelerate.commands.launch", "--config_file", str(work / ACCELERATE)]
+        if "rdzv_backend" in config.accelerate:  # accelerate 1.15 overlooks it in the file
+            python += ["--rdzv_backend", str(config.accelerate["rdzv_backend"])]
+        python.append("-m")
+    return [*python, "loop.training", str(work)]
 
 
 @contextmanager
