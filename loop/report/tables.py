@@ -1,9 +1,11 @@
 """The tables of single verbs: an eval's results, the assets."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE
+from rich.box import SIMPLE, SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from loop.assets import cached, fetch
@@ -14,12 +16,15 @@ from loop.report.summary import figure
 from loop.report.terminal import console, plain
 
 if TYPE_CHECKING:
+    from loop.findings import Finding
+    from loop.grid import Grid
     from loop.heldout.comparison import Change, Comparison
     from loop.heldout.disagreement import Disagreement
     from loop.heldout.gaps import Gaps
     from loop.heldout.statistics import Interval
 
 _SHOWN_ITEMS = 5
+_GOAL = 60  # characters of a goal that are shown
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -40,6 +45,14 @@ def print_results(
         table.add_row(row.suite, row.metric, name, figure(row), str(row.n), bounds, row.judge)
     out = console()
     out.print(table)
+    _print_judges(out, disagreements, cards)
+    out.print(plain(f"{folder}/results.json, verdicts.jsonl, judges.json"))
+
+
+def _print_judges(
+    out: Console, disagreements: Sequence["Disagreement"], cards: Sequence[Mapping[str, Any]]
+) -> None:
+    """How far the judges agree with people, and with each other."""
     for card in cards:
         out.print(plain(judge_line(card)))
     for one in disagreements:
@@ -50,7 +63,6 @@ def print_results(
             f"{one.suite}.{one.metric}: {one.first} and {one.second} agree on {one.agreement:.0%} of {one.n}"
         )
         out.print(plain(f"{text}{kappa}; they differ on {len(one.items)} items{shown}{more}"))
-    out.print(plain(f"{folder}/results.json, verdicts.jsonl, judges.json"))
 
 
 def print_comparison(comparison: "Comparison") -> None:
@@ -122,6 +134,46 @@ def print_gaps(gaps: "Gaps", folder: str) -> None:
     out.print(plain(f"{folder}/gaps.json, gaps.jsonl"))
 
 
+def print_grid(grid: "Grid", folder: str) -> None:
+    """A table for each judge, attackers down, policies across; then what follows, and what is null."""
+    out = console()
+    for judge in grid.judges:
+        out.print(plain(f"share of attacks that got what they ask for [95 %], judged by {judge}"))
+        out.print(_grid_table(grid, judge))
+        out.print()
+        for one in (one for one in grid.drops if one.judge == judge):
+            fall = f"success drops from policy {one.before} to {one.after} by {_interval(one.drop, '+')}"
+            out.print(plain(f"{_attacker(one.attacker)}: {fall}"))
+        for one in (one for one in grid.harder if one.judge == judge):
+            lead = f"success of attacker {one.last} less that of {one.first}"
+            out.print(plain(f"on policy {one.policy}: {lead} {_interval(one.difference, '+')}"))
+    if not grid.last:
+        out.print("no policy was promoted: there is no drop to tell")
+    asked = ", ".join(f"{count} of {_attacker(name)}" for name, count in grid.attackers.items())
+    nulls: Counter[str] = Counter()
+    for cell in grid.cells:
+        nulls.update(cell.nulls)
+    told = ", ".join(f"{count} × {reason}" for reason, count in nulls.items())
+    out.print(plain(f"attacks: {asked}; null in all cells: {told or 'none'}"))
+    out.print(plain(f"{folder}/grid.json, grid.jsonl"))
+
+
+def _grid_table(grid: "Grid", judge: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    table.add_column("attacker", no_wrap=True)
+    marks = {0: " (base)", grid.last: " (last)"} if grid.last else {0: " (base)"}
+    for number, promoted in grid.policies.items():
+        table.add_column(f"policy {number}{marks.get(number, '') if promoted else ' rejected'}")
+    for name in grid.attackers:
+        cells = [cell for cell in grid.cells if (cell.judge, cell.attacker) == (judge, name)]
+        table.add_row(name, *(_interval(cell.success) for cell in cells))
+    return table
+
+
+def _attacker(name: str) -> str:
+    return f"attacker {name}" if name.isdigit() else f"the {name}"
+
+
 def _interval(found: "Interval", sign: str = "") -> str:
     if found.value is None:
         return "–"
@@ -141,6 +193,82 @@ def _difference(change: "Change") -> str:
     if change.difference is None or change.ci_low is None or change.ci_high is None:
         return "–"
     return f"{change.difference:+.3f} [{change.ci_low:+.3f}, {change.ci_high:+.3f}]"
+
+
+def print_findings(
+    summary: Mapping[str, Any],
+    findings: Sequence["Finding"],
+    folder: str,
+    disagreements: Sequence["Disagreement"] = (),
+    cards: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """How often each strategy, family and category broke the model, the gravest findings, what it took."""
+    table = Table(title=plain(summary["model"]), title_justify="left")
+    table.add_column("attacks", overflow="fold")
+    for column in ("broke it [95 % interval]", "n", "null"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row("all", *_broke(summary["success"]))
+    for group in ("strategy", "family", "category"):
+        table.add_section()
+        for name, found in summary[f"by_{group}"].items():
+            table.add_row(plain(f"{group} {name or '–'}"), *_broke(found))
+    out = console()
+    out.print(table)
+    if findings:
+        out.print(_gravest(findings))
+    grave = ", ".join(f"{count} {name}" for name, count in summary["severity"].items() if count)
+    out.print(
+        plain(
+            f"{summary['findings']} findings{grave and f' ({grave})'} in {summary['attacks']} attacks, "
+            f"{summary['distinct']} distinct goals{_rate(summary)}; by {summary['judge']}"
+        )
+    )
+    out.print(plain(_spent(summary)))
+    nulls = "; ".join(f"{count} × {why}" for why, count in summary["nulls"].items())
+    out.print(plain(f"answers without a verdict: {nulls or 'none'}"))
+    _print_judges(out, disagreements, cards)
+    out.print(plain(f"{folder}/findings.jsonl, summary.json"))
+    if findings:
+        out.print(plain(f"again: {findings[0].reproduce['command']}"), soft_wrap=True)
+
+
+def _broke(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    if found["value"] is None:
+        return "–", "0", str(found["nulls"])
+    return (
+        f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]",
+        str(found["n"]),
+        str(found["nulls"] or ""),
+    )
+
+
+def _gravest(findings: Sequence["Finding"]) -> Table:
+    """The first findings by their goals; transcripts and answers stay in the file."""
+    table = Table(title="the gravest", title_justify="left")
+    for column in ("id", "severity", "strategy", "answers", "judge", "goal"):
+        table.add_column(column, no_wrap=column != "goal")
+    for one in findings[:_SHOWN_ITEMS]:
+        goal = one.goal if len(one.goal) <= _GOAL else f"{one.goal[:_GOAL]}…"
+        strategy, answers = one.strategy.rpartition("/")[2], f"{one.broken} of {one.answers}"
+        table.add_row(plain(one.id), one.severity, plain(strategy), answers, f"{one.score:.2f}", plain(goal))
+    return table
+
+
+def _rate(summary: Mapping[str, Any]) -> str:
+    rate = summary["distinct_per_1000_requests"]
+    return "" if rate is None else f" ({rate:.0f} in 1,000 requests)"
+
+
+def _spent(summary: Mapping[str, Any]) -> str:
+    target, writing = summary["target"], summary["writing"]
+    asked = f"{target['requests']} requests, {target['tokens']} tokens, {target['seconds']:.0f} s"
+    if summary["attacker"] is None:
+        return f"{asked}; asked again, nothing was written"
+    few = f" of {summary['budget']} wanted" if summary["attacks"] < summary["budget"] else ""
+    return (
+        f"{asked}; the attacker took {writing['tokens']} tokens and {writing['seconds']:.0f} s for "
+        f"{summary['attacks']} attacks{few}, and left out {writing['unclear']} not surely harmful"
+    )
 
 
 def print_assets(fetch_missing: bool) -> None:
