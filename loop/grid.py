@@ -3,7 +3,6 @@
 After SEAS (Diao et al. 2024): attackers as rows, policies as columns, the share of attacks that succeed.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, cast
 from loop.archive import archive_of
 from loop.config import RoleConfig, as_object, build, load_config, source_digest
 from loop.errors import ConfigError, DataError
+from loop.heldout.asking import why_null
 from loop.heldout.evaluation import CHUNK
 from loop.heldout.judges import Judge
 from loop.heldout.judging import check_judges, load_judges
@@ -24,7 +24,7 @@ from loop.heldout.statistics import Interval, mean_interval, paired_interval
 from loop.interfaces import Usage
 from loop.progress import progress
 from loop.records import Attack, Completion, read_jsonl, stable_hash
-from loop.rundir import RunDir, grow, read_json, write_json
+from loop.rundir import RunDir, grow, read_json, same_as_before, write_json
 from loop.session import Engines, Policy, Session
 from loop.stages.archiving import RETRIED, imported_archive
 
@@ -136,7 +136,7 @@ def measure_run(root: Path, request: Request, out: Path | None = None) -> tuple[
     attackers = _attackers(session, request.limit)
     folder = out or root / "grid"
     asked = _asked(session, request, judges, policies, attackers)
-    _same_as_before(folder / "request.json", asked)
+    same_as_before(folder / "request.json", asked)
     total = len(policies) * sum(map(len, attackers.values()))
     with progress(f"grid {root}", total) as advance:
         _ask(folder / "grid.jsonl", session, request.samples, judges, policies, attackers, advance)
@@ -242,19 +242,6 @@ def _asked(
     }
 
 
-def _same_as_before(path: Path, asked: Mapping[str, Any]) -> None:
-    """Refuses to mix two grids in one folder."""
-    now = json.loads(json.dumps(asked))
-    if path.exists():
-        before: dict[str, Any] = read_json(path)
-        if changed := [key for key in now if before.get(key) != now[key]]:
-            raise ConfigError(
-                f"{path.parent} holds a grid of other {', '.join(changed)}; give another --out, or delete it"
-            )
-    else:
-        write_json(path, now)
-
-
 # ---- asking ---------------------------------------------------------------------------------------------
 
 Place = tuple[Policy, str, Attack]
@@ -310,17 +297,11 @@ def _answers(
             sample=row.sample,
             text=row.text,
             scores=scores,
-            null_reason=_why_null(row) if None in scores.values() else None,
+            null_reason=why_null(row.text, row.error) if None in scores.values() else None,
             finish_reason=row.finish_reason,
             tokens=row.tokens,
             model=row.model,
         )
-
-
-def _why_null(row: Completion) -> str:
-    if row.text is None:
-        return row.error or "no answer"
-    return "the judge gave no score" if row.text.strip() else "empty answer"
 
 
 # ---- figures --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from loop.heldout.cards import write_cards
 from loop.heldout.disagreement import Disagreement, write_disagreements
 from loop.heldout.judges import Judge
 from loop.heldout.judging import check_judges, load_judges
-from loop.heldout.script import default_folder, find_subject, is_address, same_as_before
+from loop.heldout.script import default_folder, find_subject, is_address
 from loop.interfaces import Context, Metered, Usage, bind
 from loop.overlap import attack_key
 from loop.partition import draw, load_partition
@@ -44,7 +44,7 @@ from loop.records import (
     write_jsonl,
 )
 from loop.rows import benign
-from loop.rundir import append_line, grow, replacing, rows_so_far, write_json
+from loop.rundir import append_line, grow, replacing, rows_so_far, same_as_before, write_json
 from loop.stages.attacking import responses
 
 BUDGET = 128
@@ -138,7 +138,7 @@ def attack_model(model: str, request: Request, out: Path | None = None) -> Attac
     again, role, seeds, judges = _checked(request)
     target = _target(model, request, judges, out or _folder(model, request))
     writer = None if again else _writer(model, request, role, seeds, target)
-    same_as_before(target.folder, _asked(target, request, writer, again))
+    same_as_before(target.folder / "eval.json", _asked(target, request, writer, again))
     attacks = _attacks(model, target, writer, again)
     with progress(f"attack {model}: asking", len(attacks)) as advance:
         _ask(target, attacks, advance)

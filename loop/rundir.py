@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loop.errors import AlignloopError, DataError, RunMismatch
+from loop.errors import AlignloopError, ConfigError, DataError, RunMismatch
 from loop.records import Record, from_line, to_line
 
 T = TypeVar("T")
@@ -249,3 +249,14 @@ def log(run: RunDir, line: str) -> None:
         file.write(line + "\n")
     if not sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)
+
+
+def same_as_before(path: Path, asked: Mapping[str, Any]) -> None:
+    """Refuses to mix results of two requests in one folder: `asked` is kept in `path` there."""
+    now: dict[str, Any] = json.loads(json.dumps(asked))
+    if path.exists() and (before := read_json(path)) != now:
+        changed = [key for key in now if before.get(key) != now[key]]
+        raise ConfigError(
+            f"{path.parent} holds results of other {', '.join(changed)}; give another --out, or delete it"
+        )
+    write_json(path, now)

@@ -340,7 +340,7 @@ def test_the_files_hold_every_answer_and_every_figure(made: Made):
 def test_another_request_for_the_same_folder_is_refused(made: Made, over: dict[str, Any], named: str):
     root = made()
     grid_of(root)
-    with pytest.raises(ConfigError, match=f"a grid of other {named}.*give another --out"):
+    with pytest.raises(ConfigError, match=f"results of other {named}.*give another --out"):
         grid_of(root, **over)
 
 

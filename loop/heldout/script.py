@@ -18,7 +18,7 @@ from loop.heldout.judging import load_judges
 from loop.heldout.suites import Suite, find_suites
 from loop.progress import progress
 from loop.records import EvalResult, Verdict, read_jsonl
-from loop.rundir import RunDir, named_iteration, read_json, write_json
+from loop.rundir import RunDir, named_iteration, read_json, same_as_before
 from loop.session import Engines, Session
 
 API_KEY = "ALIGNLOOP_API_KEY"
@@ -76,7 +76,7 @@ def evaluate_model(model: str, request: Request, out: Path | None = None) -> Eva
         seed=config.seed if request.seed is None else request.seed,
     )
     folder = out or default_folder(model, request.split)
-    same_as_before(folder, _asked(subject, request, suites, asking))
+    same_as_before(folder / "eval.json", _asked(subject, request, suites, asking))
     with progress(f"eval {model}", len(items)) as advance:
         found = evaluate(folder, suites, items, subject, asking, advance)
     cards = write_cards(folder, judges)
@@ -104,15 +104,6 @@ def _asked(subject: Subject, request: Request, suites: Mapping[str, Suite], aski
         "system": subject.system,
         "definitions": {name: suite.definition for name, suite in suites.items() if suite.definition},
     }
-
-
-def same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Refuses to mix two evals in one folder: `asked`, JSON values, is kept there as eval.json."""
-    path = folder / "eval.json"
-    if path.exists() and (before := read_json(path)) != asked:
-        changed = [key for key in asked if before.get(key) != asked[key]]
-        raise ConfigError(f"{folder} holds results of other {', '.join(changed)}; give another --out")
-    write_json(path, dict(asked))
 
 
 def is_address(model: str) -> bool:
