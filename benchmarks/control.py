@@ -1,6 +1,6 @@
 """The negative control: one iteration of the demo with a critic that learned shuffled labels, its gates off.
 
-    python -m benchmarks.control [--seed 0] [--runs runs]
+    python -m benchmarks.control [--seed 0] [--runs runs] [--sigmoid]
 
 The critic's own seeds, their labels dealt anew, are written beside the run and given as `seeds.files`. With
 the gates on such a critic ends the run before anything is trained (tests/slow/test_embedded_model.py); with
@@ -31,8 +31,11 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the run and of the deal (default: 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run goes (default: runs)")
+    parser.add_argument(
+        "--sigmoid", action="store_true", help="DPO's loss alone, without SFT on the chosen answers"
+    )
     options = parser.parse_args()
-    run = RunDir(options.runs / f"control-{options.seed}")
+    run = RunDir(options.runs / f"control-{options.seed}{'-sigmoid' if options.sigmoid else ''}")
     seeds = draw(load_partition().seeds["critic"], LABELS, options.seed)
     labels = [seed.label for seed in seeds]
     random.Random(options.seed).shuffle(labels)
@@ -42,6 +45,8 @@ def main() -> None:
     command = [sys.executable, "-m", "loop.cli", "run", "configs/demo.yaml", f"name={run.root.name}"]
     command += [f"runs={options.runs}", f"seed={options.seed}", "iterations=1", "seeds.critic=0"]
     command += [f"seeds.files=[{file}]", "validity.auc=0", "pairs.min_agreement=0"]
+    if options.sigmoid:
+        command += ["train.dpo.loss_type=[sigmoid]", "train.dpo.loss_weights=[1.0]"]
     done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -4,8 +4,8 @@
     .venv-vllm/bin/python benchmarks/serving.py --url http://127.0.0.1:8000/v1#policy
 
 Run in the environment that `make serve-env` builds (docs/serving.md: how to start a server). Both sides get
-the same chats, for greedy answers of the same length, in turn; the prefix cache is emptied before each turn in
-one process, and warm on both sides over HTTP. New tokens a second, medians, and the ratio turn by turn.
+the same chats, for greedy answers of the same length, in turn; the prefix cache is emptied before each turn
+in one process, and warm on both sides over HTTP. New tokens a second, medians, and the ratio turn by turn.
 """
 
 import argparse
