@@ -4,8 +4,9 @@ BIN := .venv/bin
 READY := .venv/ready
 # What the tests need on top, and the demo doesn't: the packages whose files we write.
 TESTED := .venv/tested
-# One thread in each of as many processes as there are cores: tiny models gain nothing from more threads.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+# One thread in each of as many processes as there are cores: tiny models gain nothing from more threads. A
+# process that has done its share takes over some of the other's.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # vLLM has an environment of its own, for its pins pull at ours; a CPU build where there is no NVIDIA driver.
 SERVE := .venv-vllm

@@ -270,7 +270,7 @@ def test_a_story_goes_from_seed_to_pair_and_marks_what_is_quoted(show: Any, repo
     ]
     assert page.locator("#story mark").all_inner_texts() == ["rather not"]
     page.get_by_role("link", name="attack-aa", exact=True).click()
-    assert page.locator("#story h3").first.inner_text() == "attack-aa"
+    api.expect(page.locator("#story h3").first).to_have_text("attack-aa")
     page.go_back()
     assert page.locator("#story h3").first.inner_text() == "attack-again"
 

@@ -27,7 +27,7 @@ def test_grid_asks_both_policies_of_a_run_and_resumes(whole: Path, alignloop: Al
     assert again.stdout == done.stdout
     assert (folder / "grid.jsonl").stat().st_mtime_ns == written
     other = alignloop("grid", "runs/whole", "--limit", "3", cwd=whole)
-    assert other.returncode == 2 and "a grid of other limit, samples" in other.stderr
+    assert other.returncode == 2 and "results of other limit, samples" in other.stderr
 
 
 def test_a_run_that_never_ended_an_iteration_is_one_line(
