@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -120,7 +121,7 @@ def over_http(
     arguments = parser.parse_args([*words, "--skip-chat-template", "--ignore-eos", "--disable-tqdm"])
 
     def theirs() -> int:
-        return int(asyncio.run(bench.main_async(arguments))["total_output_tokens"])
+        return int(asyncio.run(bench.main_async(copy(arguments)))["total_output_tokens"])
 
     return ours, theirs
 
