@@ -135,6 +135,27 @@ def main() -> None:
             rates[name].append(tokens / seconds)
             print(f"repeat {repeat + 1} {name:5}  {tokens} tokens  {seconds:.1f} s", flush=True)
     report(args, model, rates)
+    report_bandwidth(engine, model)
+
+
+def report_bandwidth(engine: TransformersEngine, model: Any) -> None:
+    """One answer alone: each token reads all weights once, so the memory's speed bounds tokens a second."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    memory = torch.ones(1 << 28, dtype=torch.float32)  # a GiB: far beyond the caches
+    reads = [memory.numel() * 4 / timed(lambda: int(memory.sum()))[0] for _ in range(5)]
+    prompt = mixed_prompts(1, 0)
+    short, long = (
+        statistics.median(
+            timed(lambda n=n: engine.generate(prompt, Sampling(n, stop=("\0",)))[0][0].tokens)[0]
+            for _ in range(3)
+        )
+        for n in (8, 40)
+    )
+    rate, bound = 32 / (long - short), statistics.median(reads) / weights
+    print(
+        f"one answer: {rate:.1f} tokens/s, {rate / bound:.0%} of the {bound:.1f} that reading "
+        f"{weights / 1e6:.0f} MB of weights at {statistics.median(reads) / 1e9:.1f} GB/s allows"
+    )
 
 
 def report(args: argparse.Namespace, model: Any, rates: dict[str, list[float]]) -> None:
