@@ -316,10 +316,8 @@ class TransformersEngine:
             _, logits = self._after(start, [rest[index] for index in rows], keep)
             for row, index in enumerate(rows):
                 first = places.index(begins[index])
-                known = torch.log_softmax(logits[row, first : first + len(stem[index]) + 1].float(), -1)
-                for number in stems[index][stem[index]]:
-                    wanted = torch.tensor(tails[index][number], device=self._device)
-                    scores[index][number] = known.gather(-1, wanted[:, None]).sum().item()
+                seen = logits[row, first : first + len(stem[index]) + 1]
+                _note(seen, stems[index][stem[index]], tails[index], scores[index])
 
     def _score_group(
         self,
@@ -347,10 +345,7 @@ class TransformersEngine:
                 past_key_values=fork(cache, which),
             ).logits
             for row, (_, index, stem) in enumerate(asked):
-                known = torch.log_softmax(logits[row, : len(stem) + 1].float(), -1)
-                for number in stems[index][stem]:
-                    wanted = torch.tensor(tails[index][number], device=self._device)
-                    scores[index][number] = known.gather(-1, wanted[:, None]).sum().item()
+                _note(logits[row, : len(stem) + 1], stems[index][stem], tails[index], scores[index])
 
     # Layers and adapters
 
@@ -399,6 +394,16 @@ class TransformersEngine:
         self._adapters.append(name)
         self._peft.set_adapter(name)
         self._peft.eval()
+
+
+def _note(
+    logits: torch.Tensor, numbers: Sequence[int], tails: Sequence[Sequence[int]], scores: list[float]
+) -> None:
+    """Writes the `scores` of the continuations `numbers`, whose tokens `logits` [tokens, vocabulary] tell."""
+    known = torch.log_softmax(logits.float(), -1)
+    for number in numbers:
+        wanted = torch.tensor(tails[number], device=logits.device)
+        scores[number] = known.gather(-1, wanted[:, None]).sum().item()
 
 
 def _device(name: str) -> str:
