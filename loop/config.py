@@ -326,15 +326,22 @@ def _check_launch(config: Config) -> None:
                 "@accelerate/multi_gpu.yaml, or what accelerate config wrote"
             )
         batches = train.dpo.get("gradient_accumulation_steps", 1)
-        if isinstance(batches, int) and batches % processes:
-            raise ConfigError(
-                f"train.dpo.gradient_accumulation_steps: {batches} micro-batches of a step cannot be shared "
-                f"by {processes} processes; give a multiple of {processes} (it counts those of all processes)"
-            )
+        if isinstance(batches, int):
+            shared_batches(batches, processes)
     if hardware.gpus:
         for key in ("memory_gb", "tflops", "bandwidth_gb_s", "training", "reading", "decoding"):
             if getattr(hardware, key) <= 0:
                 raise ConfigError(f"hardware.{key}: must be above 0; hardware=@hardware/h100.yaml has them")
+
+
+def shared_batches(batches: int, processes: int) -> int:
+    """How many micro-batches of a step each process takes. Raises ConfigError if they cannot be shared."""
+    if batches % processes:
+        raise ConfigError(
+            f"train.dpo.gradient_accumulation_steps: {batches} micro-batches of a step cannot be shared by "
+            f"{processes} processes; give a multiple of {processes} (it counts those of all processes)"
+        )
+    return batches // processes
 
 
 def _find(name: str, beside: Path) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from loop.config import TRACKING
+from loop.config import TRACKING, shared_batches
 from loop.engines.chat import render
 from loop.engines.noise import quieten
 from loop.errors import AlignloopError, ConfigError, DataError
@@ -208,12 +208,7 @@ def _dpo_config(job: TrainJob, work: Path) -> Any:
     given = {key: value for key, value in job.dpo.items() if key != "model_init_kwargs"}
     # A step has the micro-batches that the config says, however many processes share them.
     batches, processes = given.get("gradient_accumulation_steps", 1), int(os.environ.get("WORLD_SIZE", "1"))
-    if batches % processes:
-        raise ConfigError(
-            f"train.dpo.gradient_accumulation_steps: {batches} micro-batches of a step cannot be shared by "
-            f"{processes} processes; give a multiple of {processes} (it counts those of all processes)"
-        )
-    given["gradient_accumulation_steps"] = batches // processes
+    given["gradient_accumulation_steps"] = shared_batches(batches, processes)
     # A launcher sets it from its file, and autocast would then depend on where a run happens.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return cast(Any, trl).DPOConfig(**{**forced, **given, "output_dir": str(work), "seed": job.seed})
