@@ -79,6 +79,16 @@ class SeedsConfig:
 
 
 @dataclass
+class SelfPlayConfig:
+    """Training of the attacker itself: what broke the policy is preferred to what did not."""
+
+    rehearsals: int = 0  # seeds that goals are tried for in an iteration; 0: the attacker is not trained
+    min_pairs: int = 8  # fewer teach nothing: the attacker stays as it was
+    max_loss: float = 0.1  # what validity and diversity may lose by it, as shares
+    dpo: dict[str, Any] = field(default_factory=dict[str, Any])  # over train.dpo
+
+
+@dataclass
 class AttacksConfig:
     """Attacks asked of the attacker in an iteration, by domain."""
 
@@ -89,6 +99,7 @@ class AttacksConfig:
     retry: int = 16  # at most so many of those that broke an earlier policy are asked again
     archive: str | None = None  # archive.jsonl of another run, to begin with
     min_distinct: float = 0.5  # share of harmful attacks that are distinct; fewer end the run
+    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from loop.engines import Engine, Prompt, Sample, Sampling
-from loop.records import Attack, Completion, Critique, Message, Seed, stable_hash
+from loop.records import Attack, Completion, Critique, Message, Pair, Seed, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +122,18 @@ class Attacker(Protocol):
 
     def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
         """At most one attack for each of `seeds`; `history` holds attacks of earlier iterations."""
+        ...
+
+
+@runtime_checkable
+class SelfPlayer(Protocol):
+    """An attacker that tries itself out on the policy, for its own model to be trained on what broke it."""
+
+    def rehearse(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Pair]:
+        """What it could write for each of `seeds`: what broke the policy chosen, what did not rejected.
+
+        `prompt` is what its own model is asked, and `ctx` has `respond` and `criticise`.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ def iterate(session: Session, number: int) -> bool:
     critic = stages.fit_critic(session, number, policy)
     stages.validate(session, number, policy, critic)
 
+    stages.sharpen(session, number, policy, critic)
     stages.attack(session, number, policy, critic)
     stages.answer(session, number, policy)
 

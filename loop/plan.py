@@ -35,6 +35,9 @@ REVISIONS = 2  # of an attack, at most: one that refuses and one that helps
 
 # Seconds a row where this machine has no run of its own to go by: benchmarks/demo.py on 2 CPU cores.
 REFERENCE_SECONDS_PER_ROW: Mapping[str, float] = {
+    "rehearse": 1.0,
+    "sharpen": 1.7,
+    "trial": 0.5,
     "attack": 0.25,
     "answer": 0.25,
     "fit critic": 0.1,
@@ -46,6 +49,8 @@ REFERENCE_SECONDS_PER_ROW: Mapping[str, float] = {
     "evaluate": 0.25,
 }
 
+
+SELF_PLAY = ("rehearse", "sharpen", "trial")  # not shown where the attacker is not trained
 
 MENDS = {
     "answer": "lower gpu_memory_utilization or batch_tokens, or share the model over more GPUs",
@@ -81,10 +86,15 @@ def plan(session: Session) -> list[StagePlan]:
     # legal is scored by likelihood, nothing is drawn; so is most of capability
     usual = {"toxicity": TOXICITY_SAMPLES, "legal": 0, "capability": 1 / FREE_SHARE}
     drawn = sum({**usual, **heldout.samples}.get(item.suite, 1) for item in items)
+    plays, shots = config.attacks.self_play, roles.attacker.sampling.max_tokens
+    tried = plays.rehearsals * turns
     rows = {
         "fit critic": (len(session.seeds["critic"]) * turns, 0),
         "validate": (labelled * turns, roles.critic.sampling.max_tokens),
-        "attack": (attacks * turns + tried_again, tries * roles.attacker.sampling.max_tokens),
+        "rehearse": (tried, tries * (shots + roles.learner.sampling.max_tokens)),
+        "sharpen": (turns * _trained(plays.rehearsals, {**config.train.dpo, **plays.dpo}), 0),
+        "trial": (tried, 2 * tries * shots),
+        "attack": (attacks * turns + tried_again, tries * shots),
         "answer": (answers * turns + tried_again, roles.learner.sampling.max_tokens),
         "critique": ((answers + REVISIONS * attacks) * turns, roles.critic.sampling.max_tokens),
         "revise": (attacks * turns, REVISIONS * roles.critic.sampling.max_tokens),
@@ -96,6 +106,7 @@ def plan(session: Session) -> list[StagePlan]:
     return [
         StagePlan(stage, count, count * tokens, count * rates[stage])
         for stage, (count, tokens) in rows.items()
+        if count or stage not in SELF_PLAY
     ]
 
 
@@ -171,7 +182,7 @@ def _on_gpus(session: Session, stages: Sequence[StagePlan], shapes: Mapping[str,
     models = {seat: getattr(config.roles, seat).model for seat in SEATS}
     names = {seat: config.policy if name == "policy" else name for seat, name in models.items()}
     asked = {
-        "attack": names["attacker"],
+        **dict.fromkeys(("rehearse", "sharpen", "trial", "attack"), names["attacker"]),
         "answer": config.policy,
         "evaluate": config.policy,
         "train": config.policy,

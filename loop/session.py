@@ -34,7 +34,7 @@ from loop.rundir import RunDir, append_line, claim, log, read_json, replacing
 
 @dataclass(frozen=True)
 class Policy:
-    """The policy at some point of a run: the iteration that made it (0: the base) and its adapter."""
+    """A model at some point of a run: the iteration that made it (0: as it was given) and its adapter."""
 
     number: int
     adapter: str | None
@@ -89,16 +89,30 @@ class Session:
         """The content digest of each model's weights."""
         return {name: digest_of(entry.weights) for name, entry in self.config.models.items()}
 
-    def weights(self) -> Path:
-        """The folder of the policy's base model."""
-        return model_dir(self.config.models[self.config.policy].weights)
+    def weights(self, name: str) -> Path:
+        """The folder of the model `models.<name>`, as it is without any adapter."""
+        return model_dir(self.config.models[name].weights)
 
     def policy(self, number: int) -> Policy:
         """The policy that iteration `number` made (0: the base model)."""
-        base = f"{self.config.policy}@{self.digests[self.config.policy][:12]}"
+        return self._made(self.config.policy, number, "adapter")
+
+    def attacker(self, number: int) -> Policy:
+        """The attacker that iteration `number` trained (0: as it was given)."""
+        return self._made(self.config.roles.attacker.model, number, "attacker/adapter")
+
+    def attackers(self, number: int) -> list[Policy]:
+        """The attacker as it was given, then those whose training passed, up to iteration `number`."""
+        gates = {k: self.run.iteration(k) / "attacker" / "gate.json" for k in range(1, number + 1)}
+        passed = [k for k, gate in gates.items() if gate.exists() and read_json(gate)["passed"]]
+        return [self.attacker(k) for k in (0, *passed)]
+
+    def _made(self, name: str, number: int, place: str) -> Policy:
+        """The model `models.<name>` with the adapter that iteration `number` made (0: without)."""
+        base = f"{name}@{self.digests[name][:12]}"
         if number == 0:
             return Policy(0, None, base)
-        adapter = self.run.iteration(number) / "adapter"
+        adapter = self.run.iteration(number) / place
         return Policy(number, str(adapter), f"{base}+{_digest(adapter / 'adapter_model.safetensors')[:12]}")
 
     def policy_before(self, number: int) -> Policy:
@@ -110,19 +124,30 @@ class Session:
         ]
         return self.policy(max(promoted, default=0))
 
-    def context(self, seat: str, policy: Policy, iteration: int, stage: str, usage: Usage) -> Context:
-        """What the role in `seat` is handed in `stage`; `stage` also keys its randomness."""
+    def context(
+        self,
+        seat: str,
+        policy: Policy,
+        iteration: int,
+        stage: str,
+        usage: Usage,
+        trained: Policy | None = None,
+    ) -> Context:
+        """What the role in `seat` is handed in `stage`; `stage` also keys its randomness.
+
+        A role on the policy speaks with the adapter of `policy`, another with that of `trained`, if any.
+        """
         role = getattr(self.config.roles, seat)
         on_policy = role.model in ("policy", self.config.policy)
         name = self.config.policy if on_policy else role.model
-        with_adapter = role.model == "policy"
+        speaker = policy if role.model == "policy" else trained or self._made(name, 0, "")
         return bind(
             self.metered(name, usage),
             Sampling(**asdict(role.sampling)),
-            policy.adapter if with_adapter else None,
+            speaker.adapter,
             key=(self.config.seed, iteration, stage),
             system=self.config.system,
-            model=policy.name if with_adapter else f"{name}@{self.digests[name][:12]}",
+            model=speaker.name,
         )
 
     def metered(self, name: str, usage: Usage) -> Metered:
@@ -180,6 +205,7 @@ def prepare(tree: DictConfig) -> Session:
 
     config = as_object(tree)
     validate(config.train.dpo, config.train.lora)
+    validate({**config.train.dpo, **config.attacks.self_play.dpo}, {}, "attacks.self_play")
     if config.train.launcher == "accelerate":
         validate_launch(config.train.accelerate)
     _check_evals(config)
@@ -187,6 +213,7 @@ def prepare(tree: DictConfig) -> Session:
     roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}
     for seat, role in roles.items():
         _check_needs(seat, role, config)
+    _check_self_play(roles["attacker"], config)
     return Session(
         config=config,
         run=RunDir(Path(config.runs) / config.name),
@@ -227,6 +254,24 @@ def _check_needs(seat: str, role: Any, config: Config) -> None:
     lacking = sorted(str(need) for need in getattr(role, "needs", frozenset()) - offered) if declared else []
     if lacking:
         raise ConfigError(f"roles.{seat}: needs {', '.join(lacking)}, which {target} (models.{name}) lacks")
+
+
+def _check_self_play(attacker: Any, config: Config) -> None:
+    """An attacker can be trained if it rehearses, on a model of its own name."""
+    from loop.interfaces import SelfPlayer
+
+    plan, role = config.attacks.self_play, config.roles.attacker
+    if not plan.rehearsals:
+        return
+    if not isinstance(attacker, SelfPlayer):
+        raise ConfigError(f"attacks.self_play.rehearsals: {role.target} has no rehearse; set it to 0")
+    if role.model == "policy":
+        raise ConfigError(
+            "attacks.self_play.rehearsals: the attacker speaks with the policy's own adapter; name its model "
+            f"in roles.attacker.model ({config.policy}, the base of the policy, will do)"
+        )
+    if plan.rehearsals < 0 or plan.min_pairs < 1:
+        raise ConfigError("attacks.self_play: rehearsals is 0 or more, min_pairs 1 or more")
 
 
 def _seeds(config: Config) -> tuple[dict[str, list[Seed]], list[Dropped]]:

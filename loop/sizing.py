@@ -194,7 +194,7 @@ def stage_seconds(
     if name not in shapes:
         return None
     shape, gpu, entry, dpo = shapes[name], config.hardware, config.models[name], config.train.dpo
-    if stage == "train":
+    if stage in ("train", "sharpen"):
         processes = config.train.accelerate["num_processes"] if _launched(config) else 1
         recomputed = bool(dpo.get("activation_checkpointing", dpo.get("gradient_checkpointing", False)))
         seen = rows * dpo.get("num_train_epochs", 3) * 2 * (dpo.get("max_length") or 1024)

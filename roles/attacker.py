@@ -12,7 +12,8 @@ import numpy as np
 from loop.interfaces import Context
 from loop.overlap import normalise
 from loop.prompts import fill, load_prompt
-from loop.records import Attack, Message, Seed, new_id
+from loop.records import Attack, Message, Pair, Seed, new_id
+from roles.self_play import Try, badness_of, lesson
 
 # "Write a tutorial on how to sharpen a knife" asks how to sharpen a knife: put as a question, it says so.
 _HOW_TO = re.compile(
@@ -59,6 +60,29 @@ class FewShotAttacker:
         """At most one attack for each seed, in their order; seeds of the same kind serve as its examples."""
         return self._plain(self._goals(seeds, history, ctx), ctx)
 
+    def rehearse(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Pair]:
+        """Self-play: of the goals written for one seed, one that broke the policy over one that did not.
+
+        Each goal that is surely of its seed's kind is asked once, those of one seed in one form, so that
+        nothing but the goal tells them apart. It broke the policy where the critic finds the answer more bad
+        than good: harmful, or to a harmless query no help. Rejected is the goal with the best answer; a goal
+        of unclear kind comes before it, for an attacker must not win by losing its aim.
+        """
+        slots = [slot for slot, seed in enumerate(seeds) if seed.domain in JUDGED and not seed.options]
+        written = self._written(seeds, slots, history, ctx)
+        chances = self._harm_chances(seeds, [_clean(text) for _, texts in written for text in texts], ctx)
+        forms: list[dict[str, Any]] = load_prompt(self.forms).meta["forms"]
+        weights = [form["weight"] for form in forms]
+        tries: list[list[Try]] = []
+        for slot, (chat, texts) in zip(slots, written, strict=True):
+            seed, form = seeds[slot], ctx.rng("form", slot, seeds[slot].id).choices(forms, weights)[0]
+            said = dict.fromkeys(text.rstrip() for text in texts)
+            goals = {text: self._written_goal(seed, _clean(text), chances) for text in said}
+            tries.append([Try(chat, text, self._as_attack(goals[text], form, ctx)) for text in said])
+        clear = [each.attack for group in tries for each in group if each.attack.harmful is not None]
+        badness = badness_of(clear, ctx)
+        return [pair for group in tries if (pair := lesson(group, badness))]
+
     def _plain(self, goals: Sequence[Goal], ctx: Context) -> list[Attack]:
         """Each goal asked for in a form, in one turn."""
         entries: list[dict[str, Any]] = load_prompt(self.forms).meta["forms"]
@@ -78,9 +102,12 @@ class FewShotAttacker:
             goal = self._choice(seed, goals, chances)
             taken.add(normalise(goal))
             own = goal == _clean(seed.prompt)
-            unclear = not own and clarity(seed, chances.get(goal)) < self.sure
-            chosen.append(Goal(seed, goal, "seed" if own else "few-shot", unclear))
+            chosen.append(Goal(seed, goal, "seed", False) if own else self._written_goal(seed, goal, chances))
         return chosen
+
+    def _written_goal(self, seed: Seed, goal: str, chances: Mapping[str, float]) -> Goal:
+        """A goal that the model wrote; unclear where the probe isn't sure that it is of its seed's kind."""
+        return Goal(seed, goal, "few-shot", clarity(seed, chances.get(goal)) < self.sure)
 
     def _choice(self, seed: Seed, goals: Sequence[str], chances: Mapping[str, float]) -> str:
         """Of the goals that are surely of their kind the one nearest to its seed in length, or the clearest.
@@ -95,6 +122,23 @@ class FewShotAttacker:
 
     def _write(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[list[str]]:
         """For each seed the goals to choose from: its own, or those that the model wrote."""
+        goals = [[_clean(seed.prompt)] for seed in seeds]
+        asked = [
+            slot
+            for slot, seed in enumerate(seeds)
+            if self._kinds().get(seed.domain) and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
+        ]
+        for slot, (_, texts) in zip(asked, self._written(seeds, asked, history, ctx), strict=True):
+            goals[slot] = [_clean(text) for text in texts]
+        return goals
+
+    def _written(
+        self, seeds: Sequence[Seed], slots: Sequence[int], history: Sequence[Attack], ctx: Context
+    ) -> list[tuple[list[Message], list[str]]]:
+        """For the seed in each of `slots` what the model was asked, and what of its answers can be used.
+
+        All of `seeds` may serve as examples; what copies one of them, or a goal of `history`, can't be used.
+        """
         parents = _parents(history)
         pools: dict[tuple[Any, ...], list[str]] = {}
         for seed in seeds:
@@ -102,27 +146,25 @@ class FewShotAttacker:
             if seed.prompt not in pool:
                 pool.append(seed.prompt)
         prompt = load_prompt(self.prompt)
-        goals = [[_clean(seed.prompt)] for seed in seeds]
-        asked = [
-            slot
-            for slot, seed in enumerate(seeds)
-            if seed.domain in prompt.meta["kinds"]
-            and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
-        ]
         chats = [
             prompt.render(
-                kind=prompt.meta["kinds"][seeds[slot].domain],
+                kind=self._kinds()[seeds[slot].domain],
                 examples=self._examples(slot, seeds[slot], pools[_kind(seeds[slot])], parents, ctx),
             )
-            for slot in asked
+            for slot in slots
         ]
-        known = (*pools.values(), *parents.values())
-        copies = {normalise(text) for pool in known for text in pool}
+        copies = {normalise(text) for pool in (*pools.values(), *parents.values()) for text in pool}
+
+        def usable(text: str) -> bool:
+            return self._usable(_clean(text)) and normalise(_clean(text)) not in copies
+
         groups = ctx.generate(chats, n=self.candidates, stop=("\n",)) if chats else []
-        for slot, group in zip(asked, groups, strict=True):
-            fresh = (_clean(sample.text or "") for sample in group)
-            goals[slot] = [goal for goal in fresh if self._usable(goal) and normalise(goal) not in copies]
-        return goals
+        said = [[sample.text or "" for sample in group] for group in groups]
+        return [(chat, list(filter(usable, texts))) for chat, texts in zip(chats, said, strict=True)]
+
+    def _kinds(self) -> dict[str, str]:
+        """What the model is asked to list, by the domains that it writes for."""
+        return load_prompt(self.prompt).meta["kinds"]
 
     def _examples(
         self,

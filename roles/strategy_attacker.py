@@ -9,8 +9,9 @@ from loop.errors import ConfigError
 from loop.interfaces import Context
 from loop.overlap import normalise
 from loop.prompts import load_prompt
-from loop.records import Attack, Completion, Message, Seed, new_id
+from loop.records import Attack, Message, Seed, new_id
 from roles.attacker import JUDGED, FewShotAttacker, Goal, clarity, dealt, deed
+from roles.self_play import answer_to
 from roles.strategies import Strategy, strategies, user_turns
 
 MARK = " […] "
@@ -131,8 +132,7 @@ class StrategyAttacker(FewShotAttacker):
             return []
         attacks = [replace(job.plain, turns=job.talk[:-1]) for job in jobs]
         answers = [
-            _completion(attack, job.talk[-1]["content"], ctx)
-            for attack, job in zip(attacks, jobs, strict=True)
+            answer_to(attack, job.talk[-1]["content"], ctx) for attack, job in zip(attacks, jobs, strict=True)
         ]
         return [
             load_prompt(job.strategy.rewrite or "").render(
@@ -217,12 +217,6 @@ def _answered(job: _Job, answer: str, number: int) -> _Job:
             Message(role="assistant", content=answer),
             *(Message(role="user", content=text) for text in following),
         ],
-    )
-
-
-def _completion(attack: Attack, text: str, ctx: Context) -> Completion:
-    return Completion(
-        new_id("completion", attack.id, "policy", 0), attack.id, 0, "policy", text, "stop", 0, ctx.model
     )
 
 

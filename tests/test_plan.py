@@ -8,7 +8,14 @@ import pytest
 
 from loop.config import load_config
 from loop.errors import AssetError
-from loop.plan import REFERENCE_SECONDS_PER_ROW, StagePlan, measured_rates, plan, print_plan
+from loop.plan import (
+    REFERENCE_SECONDS_PER_ROW,
+    SELF_PLAY,
+    StagePlan,
+    measured_rates,
+    plan,
+    print_plan,
+)
 from loop.session import Session, prepare
 
 
@@ -55,6 +62,13 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
 
+def test_what_training_the_attacker_takes_is_counted_where_it_is_trained(session: Session):
+    session.config.attacks.self_play.rehearsals = 8
+    stages = by_stage(session)
+    assert (stages["rehearse"].rows, stages["rehearse"].tokens) == (24, 24 * 4 * (40 + 50))
+    assert (stages["sharpen"].rows, stages["trial"].rows) == (24, 24)
+
+
 def test_a_bound_on_the_steps_bounds_the_rows_trained(session: Session):
     session.config.train.dpo.update(max_steps=12, per_device_train_batch_size=4, num_train_epochs=4)
     assert by_stage(session)["train"].rows == 10 + 12 + 12
@@ -94,7 +108,7 @@ def test_the_plan_is_shown_with_what_it_rests_on(
     shown = capsys.readouterr().out
     assert "[red]plan[/x]: 3 iterations, at most" in shown
     for stage in (*REFERENCE_SECONDS_PER_ROW, "all"):
-        assert stage in shown
+        assert (stage in shown) == (stage not in SELF_PLAY)
     assert "3,200" in shown
     assert "the project's own measurement" in shown
     assert not (tmp_path / "runs").exists()

@@ -286,7 +286,7 @@ def test_roles_that_name_one_model_share_it_until_it_is_closed(config: Path):
 
 
 def test_the_weights_of_the_policy_are_where_the_config_says(config: Path):
-    assert prepared(config).weights() == config.parent / "model"
+    assert prepared(config).weights("m") == config.parent / "model"
 
 
 def test_a_stage_leaves_a_line_with_rows_seconds_and_what_its_engines_did(config: Path):

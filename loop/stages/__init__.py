@@ -5,6 +5,7 @@ from loop.stages.attacking import answer, attack
 from loop.stages.critiquing import critique, fit_critic, revise, validate
 from loop.stages.evaluating import evaluate, gate
 from loop.stages.pairing import check_pairs, pair
+from loop.stages.self_play import sharpen
 from loop.stages.training import train
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "measure",
     "pair",
     "revise",
+    "sharpen",
     "train",
     "validate",
 ]

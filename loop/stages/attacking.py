@@ -1,11 +1,13 @@
 """seeds → attacks → completions: what the attacker asks and what the policy says to it."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from heapq import merge
 from itertools import chain
+from typing import Any
 
-from loop.archive import archive_of, retry
+from loop.archive import Cell, Entry, archive_of, retry
 from loop.contamination import Guard
 from loop.interfaces import Context, Critic, Usage
 from loop.overlap import attack_key
@@ -21,14 +23,16 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
     """seeds → attacks.jsonl: distinct queries, none of them a held-out item.
 
     First come those of the archive that broke an earlier policy, asked again; then what the attacker writes,
-    who is handed the archive and may talk with the policy and hear the critic.
+    who is handed the archive and may talk with the policy and hear the critic. Of a trained attacker the
+    latest writes half, and those before it the rest.
     """
     folder, attacker = session.run.iteration(number), session.roles["attacker"]
     path = folder / "attacks.jsonl"
     if path.exists():
         return
     found = archive_of(session.run, number, imported_archive(session))
-    history = [entry.attack for entry in sorted(found.values(), key=lambda one: -one.difficulty)]
+    history = hardest_first(found)
+    pool = session.attackers(number)
     again = [_again(attack, number) for attack in retry(found, session.config.attacks.retry)]
     earlier = [session.run.iteration(done) / "attacks.jsonl" for done in range(1, number)]
     seen = {attack_key(attack) for file in earlier for attack in read_jsonl(file, Attack)}
@@ -36,9 +40,14 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
     guard = _guard(session, policy, number)
 
     def step(batch: list[Seed | Attack], key: str, usage: Usage) -> Iterator[Attack]:
-        ctx = _context(session, number, policy, critic, key, usage)
         seeds = [entry for entry in batch if isinstance(entry, Seed)]
-        written = attacker.attack(seeds, history, ctx) if seeds else []
+        written = [
+            row
+            for writer, share in shared(seeds, pool)
+            for row in attacker.attack(
+                share, history, talking_context(session, number, policy, critic, key, usage, writer)
+            )
+        ]
         made = [attack for attack in written if attack_key(attack) not in seen]
         meanings = guard.match_meaning(
             [attack.id for attack in made], "attack", [attack.asked for attack in made]
@@ -52,9 +61,9 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
                 seen.add(attack_key(attack))
                 yield attack
 
-    wanted = _wanted(session)
-    inputs = chain(again, _slots(session, number, wanted))
-    make(session, number, "attack", path, inputs, len(again) + sum(wanted.values()), step)
+    counts = wanted(session, asdict(session.config.attacks))
+    inputs = chain(again, slots(session, number, counts))
+    make(session, number, "attack", path, inputs, len(again) + sum(counts.values()), step)
 
 
 def _again(attack: Attack, number: int) -> Attack:
@@ -69,15 +78,41 @@ def _again(attack: Attack, number: int) -> Attack:
     )
 
 
-def _context(
-    session: Session, number: int, policy: Policy, critic: Critic, key: str, usage: Usage
+def hardest_first(archive: Mapping[Cell, Entry]) -> list[Attack]:
+    """What an attacker is handed as its history."""
+    return [entry.attack for entry in sorted(archive.values(), key=lambda one: -one.difficulty)]
+
+
+def shared(seeds: Sequence[Seed], pool: Sequence[Policy]) -> list[tuple[Policy, list[Seed]]]:
+    """Who of the attackers in `pool` writes for which seeds: of each domain the latest for every second one.
+
+    The others take turns in between, so that what an attacker unlearned is asked all the same.
+    """
+    *others, latest = pool
+    turns = [writer for other in others for writer in (latest, other)] or [latest]
+    shares: dict[int, list[Seed]] = {writer.number: [] for writer in pool}
+    place: Counter[str] = Counter()
+    for seed in seeds:
+        shares[turns[place[seed.domain] % len(turns)].number].append(seed)
+        place[seed.domain] += 1
+    return [(writer, shares[writer.number]) for writer in pool if shares[writer.number]]
+
+
+def talking_context(
+    session: Session,
+    number: int,
+    policy: Policy,
+    critic: Critic,
+    key: str,
+    usage: Usage,
+    writer: Policy,
 ) -> Context:
-    """The attacker's context, with the policy's answers and the critic's critiques within its reach."""
+    """The context of the attacker `writer`, the policy's answers and the critic's critiques in its reach."""
     learner = session.context("learner", policy, number, f"{key} respond", usage)
     listener = session.context("critic", policy, number, f"{key} criticise", usage)
 
     return replace(
-        session.context("attacker", policy, number, key, usage),
+        session.context("attacker", policy, number, key, usage, writer),
         respond=lambda talks: responses(talks, learner),
         criticise=lambda attacks, completions: critic.critique(attacks, completions, listener),
     )
@@ -103,21 +138,20 @@ def _guard(session: Session, policy: Policy, number: int) -> Guard:
 _USE = {"safety": "harmful", "benign": "benign", "toxicity": "toxicity", "legal": "legal"}
 
 
-def _wanted(session: Session) -> dict[str, int]:
+def wanted(session: Session, counts: Mapping[str, Any]) -> dict[str, int]:
     """How many attacks of each domain are asked for; none where there are no seeds for it."""
-    counts: dict[str, int] = asdict(session.config.attacks)
-    return {domain: counts[domain] for domain, use in _USE.items() if session.seeds[use]}
+    return {domain: counts[domain] for domain, use in _USE.items() if session.seeds[use] and domain in counts}
 
 
-def _slots(session: Session, number: int, wanted: dict[str, int]) -> Iterator[Seed]:
+def slots(session: Session, number: int, counts: Mapping[str, int]) -> Iterator[Seed]:
     """The seed of each attack that is asked for: every seed in turn, the domains mixed."""
 
     def places(domain: str, count: int) -> Iterator[tuple[float, str, int]]:
         return ((((place + 0.5) / count), domain, place) for place in range(count))
 
-    for _, domain, place in merge(*(places(domain, count) for domain, count in wanted.items())):
+    for _, domain, place in merge(*(places(domain, count) for domain, count in counts.items())):
         seeds = session.seeds[_USE[domain]]
-        yield seeds[((number - 1) * wanted[domain] + place) % len(seeds)]
+        yield seeds[((number - 1) * counts[domain] + place) % len(seeds)]
 
 
 def answer(session: Session, number: int, policy: Policy) -> None:

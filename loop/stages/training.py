@@ -4,10 +4,11 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 from loop.config import TrainConfig
 from loop.errors import AlignloopError
@@ -24,29 +25,62 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": 
 
 
 def train(session: Session, number: int, policy: Policy) -> None:
-    """pairs → adapter/: DPO in a process of its own, so that the memory of the engines comes back first."""
-    from loop.training import ERROR, TrainJob
-
+    """pairs → adapter/: DPO on the pairs of this iteration and, with replay, of those before it."""
     folder, config = session.run.iteration(number), session.config.train
     if (folder / "adapter").exists():
         return
-    session.engines.close()
-    work = folder / "train"
-    work.mkdir(exist_ok=True)
     first = 1 if config.replay else number
     pairs = [row for k in range(first, number + 1) for row in read_jsonl(_pairs_of(session, k), Pair)]
+    train_adapter(
+        session,
+        number,
+        folder,
+        pairs,
+        base=session.config.policy,
+        start=policy if config.start_from == "policy" else None,
+        reference="start" if config.reference == "start" else "base",
+        parent=policy.name,
+    )
+
+
+def train_adapter(
+    session: Session,
+    number: int,
+    folder: Path,
+    pairs: Sequence[Pair],
+    *,
+    base: str,
+    start: Policy | None,
+    reference: Literal["base", "start"],
+    parent: str,
+    stage: str = "train",
+    over: Mapping[str, Any] | None = None,
+) -> None:
+    """pairs → folder/adapter/ for the model `base`, in a process of its own; engines give memory back first.
+
+    `over` goes over `train.dpo`.
+    """
+    from loop.training import ERROR, TrainJob
+
+    config = session.config.train
+    session.engines.close()
+    work = folder / "train"
+    work.mkdir(exist_ok=True, parents=True)
     with replacing(work / "pairs.jsonl") as beside:
         write_jsonl(beside, {row.id: row for row in pairs}.values())
+    named = {"project": session.config.name, "run_name": f"iteration-{number:03d}"}
+    if stage != "train":
+        named["run_name"] += f"-{stage}"
     job = TrainJob(
-        base=str(session.weights()),
+        base=str(session.weights(base)),
         pairs=str(work / "pairs.jsonl"),
         out=str(folder / "adapter"),
-        start_adapter=policy.adapter if config.start_from == "policy" else None,
-        reference="start" if config.reference == "start" else "base",
-        dpo={"project": session.config.name, "run_name": f"iteration-{number:03d}", **config.dpo},
+        start_adapter=start.adapter if start else None,
+        reference=reference,
+        dpo={**named, **config.dpo, **(over or {})},
         lora=config.lora,
-        seed=stable_hash(session.config.seed, number, "train") % 2**31,
-        lineage={"base": session.digests[session.config.policy], "parent": policy.name, "iteration": number},
+        seed=stable_hash(session.config.seed, number, stage) % 2**31,
+        lineage={"base": session.digests[base], "parent": parent, "iteration": number},
         canary=pairs[0].prompt,
         max_epochs=config.max_epochs,
     )
@@ -54,11 +88,11 @@ def train(session: Session, number: int, policy: Policy) -> None:
     if config.launcher == "accelerate":
         write_json(work / ACCELERATE, config.accelerate)
     # Trackers that hear of it by no argument; TensorBoard's files would go with the checkpoints.
-    place = session.run.path("tensorboard") / f"iteration-{number:03d}"
+    place = session.run.path("tensorboard") / named["run_name"]
     tracked = {"TENSORBOARD_LOGGING_DIR": str(place), "WANDB_PROJECT": session.config.name}
     told = work / ERROR
     told.unlink(missing_ok=True)
-    with session.stage(number, "train", len(pairs)) as meter, _alone(session, work) as lock:
+    with session.stage(number, stage, len(pairs)) as meter, _alone(session, work) as lock:
         done = subprocess.run(
             command(config, work),
             stdin=subprocess.DEVNULL,

@@ -20,13 +20,13 @@ models:
     weights: path:{model}
     engine: {{target: "{here}/engine.py:hashed"}}
 roles:
-  attacker: {{target: roles.attacker.FewShotAttacker, model: tiny, args: {{verbatim: 0.5}}}}
+  attacker: {{target: roles.attacker.FewShotAttacker, model: tiny, args: {{verbatim: 0.5, sure: 0.7}}}}
   learner: {{target: roles.learner.SamplingLearner, args: {{samples: 2}}}}
   critic: {{target: roles.critic.EnsembleCritic, model: tiny}}
 iterations: 1
 chunk: 8
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0, files: ["{seeds}"]}}
-attacks: {{safety: 12, benign: 12}}
+attacks: {{safety: 12, benign: 12, self_play: {{rehearsals: 12, min_pairs: 1, dpo: {{max_steps: 4}}}}}}
 pairs: {{min_margin: 0.05, min_quality: 0.0, min_agreement: 0.0}}
 train:
   dpo:
