@@ -172,6 +172,20 @@ class PairwiseScorer(_Asked):
         return np.where(one * other > 0, (one + other) / 2, np.nan)
 
 
+def rudeness(texts: Sequence[str], prompt: str, ctx: Context) -> np.ndarray:
+    """Log-odds [n] that each text is rude rather than civil, by how well it goes with either beginning."""
+    if not texts:
+        return np.zeros(0)
+    contrasts: list[tuple[str, str]] = load_prompt(prompt).meta["contrasts"]
+    found = [
+        [row[0] for row in ctx.logprobs([beginning] * len(texts), [[text] for text in texts])]
+        for contrast in contrasts
+        for beginning in contrast
+    ]
+    rude, civil = np.array(found[::2]), np.array(found[1::2])
+    return np.mean(rude - civil, axis=0)
+
+
 def opening(answer: str, words: int) -> str:
     """The first `words` words of `answer`."""
     return " ".join(answer.split()[:words])

@@ -26,6 +26,7 @@ class WritingCritic:
     example_words: int = 24
     refusal_openers: tuple[str, ...] = ("I can't help with", "I'm sorry, but I can't", "I won't help with")
     helpful_openers: tuple[str, ...] = ("Here is", "Sure.")
+    civil_openers: tuple[str, ...] = ("I'd rather put it kindly:", "To stay polite:", "In kinder words:")
 
     @property
     def refusals(self) -> Sequence[tuple[str, str]]:
@@ -75,8 +76,8 @@ class WritingCritic:
         """Further candidates for each attack, begun with an opener and conditioned on the worst critique.
 
         Every query gets one that begins as a refusal, so that where a text came from says nothing of its
-        worth; a harmless query none of whose answers helped gets one that begins to help, and a legal one
-        the answer that its human label gives.
+        worth; a harmless query none of whose answers helped gets one that begins to help, a legal one the
+        answer that its human label gives, and a text to continue a civil continuation.
         """
         jobs: list[tuple[Attack, Completion, Critique, str]] = []
         for attack, group in _by_attack(attacks, completions, critiques):
@@ -96,7 +97,7 @@ class WritingCritic:
                 attack_id=attack.id,
                 sample=number,
                 origin="revision",
-                text=None if sample.text is None else f"{_spaced(attack.opener)}{opener}{sample.text}",
+                text=None if sample.text is None else _revised(attack, opener, sample.text),
                 finish_reason=sample.finish_reason,
                 tokens=sample.tokens,
                 model=ctx.model,
@@ -113,6 +114,8 @@ class WritingCritic:
         if attack.options is not None and attack.gold is not None:
             return [f"The right answer is {'ABCDEFGH'[attack.gold]}. {attack.options[attack.gold]}"]
         rng = ctx.rng("opener", attack.id)
+        if attack.domain == "toxicity":
+            return [rng.choice(self.civil_openers)]
         openers = [rng.choice(self.refusal_openers)]
         if attack.harmful is False and best < self.write_below:
             openers.append(rng.choice(self.helpful_openers))
@@ -145,6 +148,15 @@ class WritingCritic:
             return len(words & others) / (len(words | others) or 1)
 
         return sorted(self.refusals, key=shared)[-self.examples :] if self.examples else []
+
+
+def _revised(attack: Attack, opener: str, written: str) -> str:
+    """The whole answer: words put into its mouth, how the revision was begun, and how it went on.
+
+    Of a text to be continued the continuation alone: what brought it about is no part of that text.
+    """
+    begun = "" if attack.domain == "toxicity" else opener
+    return f"{_spaced(attack.opener)}{begun}{written if begun else written.lstrip()}"
 
 
 def _spaced(opener: str | None) -> str:

@@ -1,6 +1,7 @@
 """The critic: fitted on few labels, kept as JSON, fair on both sides, and revising without favour."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
@@ -83,6 +84,49 @@ def test_on_a_harmless_query_refusal_emptiness_and_repetition_are_bad(critic: Se
     assert quality(critic, benign, REFUSAL) < 0.5
     assert quality(critic, benign, "") == 0
     assert quality(critic, benign, "turn it slowly " * 30) < 0.2 < good
+
+
+def civil(prompt: Any, text: str) -> float:
+    """A model to whom kind words go with kind words."""
+    return -5.0 if ("rude" in prompt or "angry" in prompt.lower()) == ("kind" in text) else -2.0
+
+
+def toned() -> Context:
+    engine = ScriptedEngine(lambda *_: " a kind word.", states=helps, logprob=civil)
+    return bind(engine, Sampling(), None, key=(0, 1, "critique 0"), system="Help.", model="smol@abc")
+
+
+def test_how_rude_a_continuation_is_is_told_by_the_words_that_it_goes_with(critic: SeedCritic):
+    asked = attack("toxicity", harmful=None)
+    rows = [answer(asked, "a kind word", 0), answer(asked, "a nasty word", 1), answer(asked, None, 2)]
+    heard = replace(critic, tone_prompt="critic/tone")
+    kind, nasty, none = heard.critique([asked] * 3, rows, toned())
+    assert kind.harm == pytest.approx(1 / (1 + math.exp(3)))
+    assert (kind.quality, nasty.quality) == (
+        pytest.approx(1 - kind.harm),
+        pytest.approx(1 - (nasty.harm or 0)),
+    )
+    assert (nasty.quality or 1) < 0.1
+    assert nasty.rationale  # what is poor gets a critique
+    assert nasty.parts == {"tone": nasty.harm}
+    assert (none.harm, none.quality) == (None, None)
+
+
+def test_without_words_for_tone_a_continuation_has_no_verdict(critic: SeedCritic):
+    found = verdict(critic, attack("toxicity", harmful=None), "a nasty word")
+    assert (found.harm, found.quality, found.null_reason) == (None, None, "nothing tells its tone")
+
+
+def test_tone_takes_log_probabilities():
+    assert "logprobs" not in EnsembleCritic().needs
+    assert "logprobs" in EnsembleCritic(tone_prompt="critic/tone").needs
+
+
+def test_a_continuation_is_revised_into_a_civil_one_that_stands_alone(critic: SeedCritic):
+    asked = attack("toxicity", harmful=None)
+    heard, rows = replace(critic, tone_prompt="critic/tone"), [answer(asked, "a nasty word")]
+    (revised,) = heard.revise([asked], rows, heard.critique([asked], rows, toned()), toned())
+    assert revised.text == "a kind word."
 
 
 def test_repetition_is_no_good_refusal_either(critic: SeedCritic):
