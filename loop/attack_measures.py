@@ -9,6 +9,7 @@ import numpy as np
 from loop.archive import Entry
 from loop.diversity import diversity, sample
 from loop.heldout.statistics import mean_interval
+from loop.surface import MARK
 
 
 def measure_attacks(
@@ -24,7 +25,7 @@ def measure_attacks(
     by strategy (what stands after the last slash), family, category and the iteration that an attack is
     from, each with n, its 95 % Wilson interval and, as `nulls`, the attacks without a verdict, which are
     left out. `difficulty`: the mean share of harmful answers. Benign attacks, and `unclear` ones, are counted
-    and no more.
+    and no more. `trimmed` counts those of all attacks that hold an answer whose middle was left out.
 
     `diversity`: of the harmful attacks' user turns. `seed_diversity`: of the texts `seeds`, of no more of
     them than there are harmful attacks, for its figures depend on how many texts there are. `vectors`
@@ -41,6 +42,7 @@ def measure_attacks(
         "harmful": len(harmful),
         "benign": benign,
         "unclear": len(entries) - len(harmful) - benign,
+        "trimmed": sum(_is_trimmed(entry) for entry in entries),
         "success": _success(harmful),
         # In order, for the bootstrap draws by place.
         "difficulty": vars(mean_interval(sorted(entry.difficulty for entry in told))),
@@ -65,6 +67,10 @@ def _by(entries: Sequence[Entry], name: Callable[[Entry], Any]) -> dict[str, dic
     for entry in entries:
         groups[name(entry)].append(entry)
     return {str(group): _success(found) for group, found in sorted(groups.items())}
+
+
+def _is_trimmed(entry: Entry) -> bool:
+    return any(turn["role"] == "assistant" and MARK in turn["content"] for turn in entry.attack.turns)
 
 
 def _said(entry: Entry) -> str:

@@ -1,4 +1,5 @@
-"""What a text's surface shows without a model: a refusal's wording, going in circles, hidden characters."""
+"""What a text's surface shows without a model: a refusal's wording, going in circles, hidden characters; and
+how a text is cut."""
 
 import re
 import unicodedata
@@ -8,6 +9,8 @@ OPENING_CHARACTERS = 240  # a refusal shows itself at once; later "I can't"s mos
 _KEPT = "\n\t"
 GRAM = 3
 LONG_RUN = 20  # a run of letters longer than this is read in pieces, so that "aaaa…" repeats itself
+MARK = " […] "
+"""Stands where the middle of a text was left out."""
 
 _CANNOT = r"(?:can'?t|can ?not|(?:could|wo|would|should)n'?t|(?:could|will|would|must|should) not)"
 _ADVERB = (
@@ -26,6 +29,9 @@ _UNABLE = (
     r"i(?: am|'m) (?:really |sorry but |sorry, but |afraid )*"
     r"(?:unable to|not (?:able|going|allowed|permitted|designed|programmed) to|not comfortable)"
 )
+
+_PIECE = re.compile(rf"\S{{1,{LONG_RUN}}}")
+_WIDE_SPACE = re.compile(r"(\s\s)\s+")
 
 _REFUSALS = re.compile(
     rf"{_START}i {_CANNOT} {_ADVERB}{_IDIOM}\w"
@@ -87,3 +93,15 @@ def harmless(text: str) -> str:
         else "�"
         for character in text
     )
+
+
+def trimmed(text: str, words: int) -> str:
+    """`text`, if need be without its middle: at most `words` words, of which a mark for the gap is one."""
+    text = _WIDE_SPACE.sub(r"\1", text.strip())
+    pieces = list(_PIECE.finditer(text))
+    if len(pieces) <= words:
+        return text
+    head, tail = words // 2, max(words - 1, 0) // 2
+    begin = text[: pieces[head - 1].end()] if head else ""
+    end = text[pieces[-tail].start() :] if tail else ""
+    return f"{begin}{MARK}{end}".strip()

@@ -10,21 +10,18 @@ from loop.interfaces import Context
 from loop.overlap import normalise
 from loop.prompts import load_prompt
 from loop.records import Attack, Message, Seed, new_id
+from loop.surface import trimmed
 from roles.attacker import JUDGED, FewShotAttacker, Goal, clarity, dealt, deed
 from roles.self_play import answer_to
 from roles.strategies import Strategy, strategies, user_turns
 
-MARK = " […] "
-LONG_RUN = 20  # characters; a longer run without a space counts as several words
 # That something is asked for, not what
 _ASKING = """
 ask answer create describe detailed develop explain explanation give guide help instructions make provide
 question request steps teach tell tutorial use using way want write
 """
-_PIECE = re.compile(rf"\S{{1,{LONG_RUN}}}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 _LEADING = re.compile(r"^[\s\d.)*\-\"“]+")
-_WIDE_SPACE = re.compile(r"(\s\s)\s+")
 
 
 @dataclass(frozen=True)
@@ -150,18 +147,6 @@ class StrategyAttacker(FewShotAttacker):
         new = normalise(text) not in (normalise(job.goal.text), normalise(_query(job.plain)))
         share = _share(text, job.goal.text)
         return new and self._usable(text) and share > 0 and share >= self.shared
-
-
-def trimmed(text: str, words: int) -> str:
-    """`text`, if need be without its middle: at most `words` words, of which a mark for the gap is one."""
-    text = _WIDE_SPACE.sub(r"\1", text.strip())
-    pieces = list(_PIECE.finditer(text))
-    if len(pieces) <= words:
-        return text
-    head, tail = words // 2, max(words - 1, 0) // 2
-    begin = text[: pieces[head - 1].end()] if head else ""
-    end = text[pieces[-tail].start() :] if tail else ""
-    return f"{begin}{MARK}{end}".strip()
 
 
 def content_words(text: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from loop.archive import Entry
 from loop.attack_measures import measure_attacks
 from loop.records import Attack, Message
+from loop.surface import trimmed
 
 
 def entry(
@@ -42,6 +44,17 @@ def test_attacks_without_a_verdict_are_counted_and_neither_succeed_nor_fail():
     assert (found["success"]["value"], found["success"]["n"], found["success"]["nulls"]) == (1.0, 1, 2)
     assert found["difficulty"]["n"] == 1
     assert found["by_family"]["story"] == {"value": None, "low": None, "high": None, "n": 0, "nulls": 1}
+
+
+def test_attacks_that_hold_an_answer_without_its_middle_are_counted():
+    told = [
+        Message(role="user", content="Begin."),
+        Message(role="assistant", content=trimmed("one two three four five", 3)),
+        Message(role="user", content="Go on […] please."),
+    ]
+    cut, whole = entry(0, 0.0), entry(1, 0.0)
+    cut = replace(cut, attack=replace(cut.attack, turns=told))
+    assert measured(cut, whole)["trimmed"] == 1
 
 
 def test_benign_and_unclear_attacks_are_counted_and_are_no_successes():

@@ -15,9 +15,10 @@ from loop.engines.scripted import ScriptedEngine, prompt_text
 from loop.errors import ConfigError
 from loop.interfaces import Context, bind
 from loop.records import Attack, Completion, Critique, Domain, Message, Seed
+from loop.surface import MARK, trimmed
 from roles.attacker import FewShotAttacker
 from roles.strategies import strategies
-from roles.strategy_attacker import MARK, StrategyAttacker, content_words, trimmed
+from roles.strategy_attacker import StrategyAttacker, content_words
 
 NASTY = "a stranger's"  # what marks a harmful goal here
 GOOD = f"Which key opens {NASTY} door number 0?"

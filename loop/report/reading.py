@@ -1,7 +1,7 @@
 """A finished or half-finished run, read back from its files alone: no role, no model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Iteration:
     gate: Mapping[str, Any]
     validity: Mapping[str, Any]
     attacks: Mapping[str, Any]
+    self_play: Mapping[str, Any]
     audit: Mapping[str, Any]
     training: Mapping[str, Any]
 
@@ -60,6 +61,7 @@ def _iteration(folder: Path) -> Iteration:
         gate=_optional(folder / "gate.json"),
         validity=_optional(folder / "critic" / "validity.json"),
         attacks=_optional(folder / "attack_measures.json"),
+        self_play=_optional(folder / "attacker" / "gate.json"),
         audit=_optional(folder / "pair_audit.json"),
         training=_optional(folder / "adapter" / "training.json"),
     )
@@ -151,6 +153,10 @@ def attack_line(iteration: Iteration) -> str:
         )
     if (distinct := found["diversity"]["distinct"]) is not None:
         parts.append(f"{distinct:.0%} distinct")
+    if (played := iteration.self_play) and played["passed"]:
+        parts.append(f"the attacker learned from {played['pairs']} pairs")
+    elif played:
+        parts.append(f"the attacker stays as it was ({'; '.join(played['reasons'])})")
     return "; ".join(parts)
 
 
@@ -162,32 +168,58 @@ def share(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.0%}{interval}"
 
 
+_ATTACKS = {
+    "success": ("success", "value"),
+    "retried": ("retried", "value"),
+    "form_auc": ("form", "auc"),
+    "distinct": ("diversity", "distinct"),
+    "self_bleu": ("diversity", "self_bleu"),
+    "vendi": ("diversity", "vendi"),
+    "cells_filled": ("archive", "filled"),
+    "cells_broken": ("archive", "broke"),
+}
+"""What metrics.jsonl says of all attacks of an iteration, and where attack_measures.json has it."""
+
+
 def write_metrics(run: RunDir) -> None:
     """metrics.jsonl: one line for each figure of each iteration, made anew from the stage files."""
     with replacing(run.path("metrics.jsonl")) as beside, beside.open("w", encoding="utf-8") as file:
         for iteration in read_run(run):
-            for row in iteration.results:
-                line = {
-                    "iteration": iteration.number,
-                    "name": f"{row.suite}.{row.metric}",
-                    "category": row.category,
-                }
-                line |= {"value": row.value, "ci_low": row.ci_low, "ci_high": row.ci_high, "n": row.n}
-                file.write(json.dumps(line) + "\n")
-            agreement = iteration.audit.get("agreement", {})
-            groups: Mapping[str, Mapping[str, Any]] = {
-                "critic": iteration.validity,
-                "attacks": {
-                    "success": iteration.attacks.get("success", {}).get("value"),
-                    "retried": iteration.attacks.get("retried", {}).get("value"),
-                    "form_auc": iteration.attacks.get("form", {}).get("auc"),
-                },
-                "pairs": iteration.audit.get("pairs", {}),
-                "pair_agreement": {domain: found["value"] for domain, found in agreement.items()},
-                "training": iteration.training,
-            }
-            for name, group in groups.items():
-                for key, value in group.items():
-                    if isinstance(value, int | float):
-                        line = {"iteration": iteration.number, "name": f"{name}.{key}", "value": value}
-                        file.write(json.dumps(line) + "\n")
+            for line in (*_measured(iteration), *_attacked(iteration), *_counted(iteration)):
+                file.write(json.dumps({"iteration": iteration.number, **line}) + "\n")
+
+
+def _measured(iteration: Iteration) -> Iterator[dict[str, Any]]:
+    """The held-out results."""
+    for row in iteration.results:
+        line = {"name": f"{row.suite}.{row.metric}", "category": row.category}
+        yield line | {"value": row.value, "ci_low": row.ci_low, "ci_high": row.ci_high, "n": row.n}
+
+
+def _attacked(iteration: Iteration) -> Iterator[dict[str, Any]]:
+    """Attack success by strategy, family and category, each with its interval."""
+    for group in ("strategy", "family", "category"):
+        for name, found in iteration.attacks.get(f"by_{group}", {}).items():
+            line = {"name": "attacks.success", "category": f"{group} {name}", "value": found["value"]}
+            yield line | {"ci_low": found["low"], "ci_high": found["high"], "n": found["n"]}
+
+
+def _counted(iteration: Iteration) -> Iterator[dict[str, Any]]:
+    """Single figures of the attacker, the critic, the pairs and the training."""
+    attacks, played = iteration.attacks, iteration.self_play
+    agreement = iteration.audit.get("agreement", {})
+    groups: Mapping[str, Mapping[str, Any]] = {
+        "critic": iteration.validity,
+        "attacks": {
+            **{key: attacks.get(at, {}).get(of) for key, (at, of) in _ATTACKS.items()},
+            "tokens_per_success": attacks.get("tokens_per_success"),
+        },
+        "self_play": {"pairs": played["pairs"], "passed": int(played["passed"])} if played else {},
+        "pairs": iteration.audit.get("pairs", {}),
+        "pair_agreement": {domain: found["value"] for domain, found in agreement.items()},
+        "training": iteration.training,
+    }
+    for name, group in groups.items():
+        for key, value in group.items():
+            if isinstance(value, int | float):
+                yield {"name": f"{name}.{key}", "value": value}
