@@ -49,6 +49,7 @@ from roles.attacker import FewShotAttacker
 from roles.strategy_attacker import StrategyAttacker
 
 FEW_SHOT = "few-shot"
+OTHERS, FEW = ("toxicity", "legal", "capability"), 20  # suites that are not compared here, and their items
 HARMLESS = "harmless"
 SHOWN = ("safety.harmful_compliance", "overrefusal.refusal", "overrefusal.helpfulness")
 
@@ -133,6 +134,8 @@ def _goes_on(run: RunDir, number: int, name: str, options: argparse.Namespace) -
         benign = round(options.budget * attacks.benign / max(attacks.safety, 1))
         given += [f"attacks.safety={options.budget}", f"attacks.benign={benign}"]
         given += ["attacks.toxicity=0", "attacks.legal=0"]
+    if options.train:
+        given.append(f"heldout.limit={{{', '.join(f'{suite}: {FEW}' for suite in OTHERS)}}}")
     session = open_session(load_config([*given, *VARIANTS[name]]), [])
     if options.train:
         iterate(session, number + 1)
