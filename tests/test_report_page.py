@@ -77,6 +77,20 @@ def records_of(run: RunDir) -> dict[str, dict[str, Any]]:
     return {record["id"]: record for record in records_in(transcripts.transcripts(run).chunks)}
 
 
+def test_the_attackers_own_training_is_told_with_the_reason_why_it_is_not_used(run: RunDir):
+    assert "own training" not in page_of(run)[1].text
+    trial = {"valid": 0.8, "self_bleu": 0.3, "surprise": None}
+    found = {"passed": False, "reasons": [f"lost {HOSTILE}"], "pairs": 31, "before": trial, "after": trial}
+    write_json(run.iteration(1) / "attacker" / "gate.json", found)
+    _, elements = page_of(run)
+    assert_shown_as_text(elements.text)
+    assert "own training" in elements.text
+    assert "31 0.80 from 0.80 0.30 from 0.30 – from – no lost" in elements.text
+    few = {"passed": False, "reasons": ["3 pairs"], "pairs": 3}
+    write_json(run.iteration(1) / "attacker" / "gate.json", few)
+    assert "3 – – – no 3 pairs" in page_of(run)[1].text
+
+
 # ---- safe to open -------------------------------------------------------------------------------
 
 

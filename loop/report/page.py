@@ -161,6 +161,7 @@ def _loop(run: RunDir, iterations: Sequence[Iteration]) -> dict[str, Any]:
     return {
         "attacks": [iteration for iteration in iterations if iteration.attacks],
         "success": [(name, found) for name, found in success if found is not None],
+        "played": [iteration for iteration in iterations if iteration.self_play],
         "share": sections.share,
         "grids": sections.grids(read_json(grid)) if grid.exists() else [],
         "validity": validity,
