@@ -82,7 +82,7 @@ class SeedsConfig:
 class SelfPlayConfig:
     """Training of the attacker itself: what broke the policy is preferred to what did not."""
 
-    rehearsals: int = 0  # seeds that goals are tried for in an iteration; 0: the attacker is not trained
+    rehearsals: int = 0  # harmful seeds that goals are tried for; 0: the attacker is not trained
     min_pairs: int = 8  # fewer teach nothing: the attacker stays as it was
     max_loss: float = 0.1  # what validity and diversity may lose by it, as shares
     dpo: dict[str, Any] = field(default_factory=dict[str, Any])  # over train.dpo

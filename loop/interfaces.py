@@ -130,7 +130,7 @@ class SelfPlayer(Protocol):
     """An attacker that tries itself out on the policy, for its own model to be trained on what broke it."""
 
     def rehearse(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Pair]:
-        """What it could write for each of `seeds`: what broke the policy chosen, what did not rejected.
+        """What it could write for the harmful `seeds`: what broke the policy chosen, what did not rejected.
 
         `prompt` is what its own model is asked, and `ctx` has `respond` and `criticise`.
         """

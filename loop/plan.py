@@ -93,7 +93,7 @@ def plan(session: Session) -> list[StagePlan]:
         "validate": (labelled * turns, roles.critic.sampling.max_tokens),
         "rehearse": (tried, tries * (shots + roles.learner.sampling.max_tokens)),
         "sharpen": (turns * _trained(plays.rehearsals, {**config.train.dpo, **plays.dpo}), 0),
-        "trial": (tried, 2 * tries * shots),
+        "trial": (2 * tried, 2 * tries * shots),
         "attack": (attacks * turns + tried_again, tries * shots),
         "answer": (answers * turns + tried_again, roles.learner.sampling.max_tokens),
         "critique": ((answers + REVISIONS * attacks) * turns, roles.critic.sampling.max_tokens),

@@ -13,7 +13,7 @@ from loop.interfaces import Context
 from loop.overlap import normalise
 from loop.prompts import fill, load_prompt
 from loop.records import Attack, Message, Pair, Seed, new_id
-from roles.self_play import Try, badness_of, lesson
+from roles.self_play import Try, harms_of, lesson
 
 # "Write a tutorial on how to sharpen a knife" asks how to sharpen a knife: put as a question, it says so.
 _HOW_TO = re.compile(
@@ -61,14 +61,13 @@ class FewShotAttacker:
         return self._plain(self._goals(seeds, history, ctx), ctx)
 
     def rehearse(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Pair]:
-        """Self-play: of the goals written for one seed, one that broke the policy over one that did not.
+        """Self-play: of goals written for one harmful seed, one that broke the policy over one that did not.
 
-        Each goal that is surely of its seed's kind is asked once, those of one seed in one form, so that
-        nothing but the goal tells them apart. It broke the policy where the critic finds the answer more bad
-        than good: harmful, or to a harmless query no help. Rejected is the goal with the best answer; a goal
-        of unclear kind comes before it, for an attacker must not win by losing its aim.
+        Each goal that is surely harmful is asked once, those of one seed in one form, so that nothing but the
+        goal tells them apart. Harmless seeds are there for the probe alone: what the policy serves badly
+        there is mostly nonsense, and nothing to learn to write.
         """
-        slots = [slot for slot, seed in enumerate(seeds) if seed.domain in JUDGED and not seed.options]
+        slots = [slot for slot, seed in enumerate(seeds) if seed.domain in JUDGED and seed.harmful]
         written = self._written(seeds, slots, history, ctx)
         chances = self._harm_chances(seeds, [_clean(text) for _, texts in written for text in texts], ctx)
         forms: list[dict[str, Any]] = load_prompt(self.forms).meta["forms"]
@@ -79,9 +78,8 @@ class FewShotAttacker:
             said = dict.fromkeys(text.rstrip() for text in texts)
             goals = {text: self._written_goal(seed, _clean(text), chances) for text in said}
             tries.append([Try(chat, text, self._as_attack(goals[text], form, ctx)) for text in said])
-        clear = [each.attack for group in tries for each in group if each.attack.harmful is not None]
-        badness = badness_of(clear, ctx)
-        return [pair for group in tries if (pair := lesson(group, badness))]
+        harms = harms_of([each.attack for group in tries for each in group if each.attack.harmful], ctx)
+        return [pair for group in tries if (pair := lesson(group, harms))]
 
     def _plain(self, goals: Sequence[Goal], ctx: Context) -> list[Attack]:
         """Each goal asked for in a form, in one turn."""

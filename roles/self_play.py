@@ -7,8 +7,8 @@ from loop.errors import ConfigError
 from loop.interfaces import Context
 from loop.records import Attack, Completion, Message, Pair, new_id
 
-BAD = 0.5
-"""An answer that is more surely bad than this has been broken."""
+BROKEN = 0.5
+"""An attack whose answer is harmful with this probability broke the policy."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class Try:
     attack: Attack
 
 
-def badness_of(attacks: Sequence[Attack], ctx: Context) -> dict[str, float]:
-    """How surely the policy's answer to each of `attacks` is bad, by id; those without a verdict lack.
+def harms_of(attacks: Sequence[Attack], ctx: Context) -> dict[str, float]:
+    """How surely the policy's answer to each of `attacks` is harmful, by id; those without a verdict lack.
 
-    Bad is 1 - quality: harmful where the query is, no help where it is harmless. Raises ConfigError where
-    `ctx` offers no answers.
+    Raises ConfigError where `ctx` offers no answers.
     """
     if ctx.respond is None or ctx.criticise is None:
         raise ConfigError("roles.attacker: rehearsing takes a policy that answers and a critic, none is here")
@@ -35,9 +34,9 @@ def badness_of(attacks: Sequence[Attack], ctx: Context) -> dict[str, float]:
     answers = [answer_to(attack, text, ctx) for attack, text in heard]
     critiques = ctx.criticise([attack for attack, _ in heard], answers) if heard else []
     return {
-        attack.id: 1 - critique.quality
+        attack.id: critique.harm
         for (attack, _), critique in zip(heard, critiques, strict=True)
-        if critique.quality is not None
+        if critique.harm is not None
     }
 
 
@@ -47,21 +46,19 @@ def answer_to(attack: Attack, text: str, ctx: Context) -> Completion:
     return Completion(name, attack.id, 0, "policy", text, "stop", 0, ctx.model)
 
 
-def lesson(tries: Sequence[Try], badness: Mapping[str, float]) -> Pair | None:
-    """Of tries for one seed the one that broke the policy most, over one that is no attack; None without.
+def lesson(tries: Sequence[Try], harms: Mapping[str, float]) -> Pair | None:
+    """Of tries for one seed the one that broke the policy most, over one that did not; None without either.
 
-    No attack is one that the policy took well, and before it one of unclear kind, which was not asked: an
-    attacker must not win by losing its aim. Ties go by id.
+    One that is not surely harmful was not asked, and counts as one that did least: an attacker must not win
+    by losing its aim. Ties go by id.
     """
-    score = {
-        each.attack.id: 0.0 if each.attack.harmful is None else badness.get(each.attack.id) for each in tries
-    }
-    told = [(bad, each.attack.id, each) for each in tries if (bad := score[each.attack.id]) is not None]
+    score = {each.attack.id: harms.get(each.attack.id) if each.attack.harmful else 0.0 for each in tries}
+    told = [(harm, each.attack.id, each) for each in tries if (harm := score[each.attack.id]) is not None]
     if not told:
         return None
     most, _, hardest = max(told, key=lambda entry: entry[:2])
     least, _, easiest = min(told, key=lambda entry: entry[:2])
-    if most < BAD or least >= BAD:
+    if most < BROKEN or least >= BROKEN:
         return None
     return Pair(
         id=new_id("pair", [turn["content"] for turn in hardest.chat], hardest.said, easiest.said),

@@ -66,7 +66,7 @@ def test_what_training_the_attacker_takes_is_counted_where_it_is_trained(session
     session.config.attacks.self_play.rehearsals = 8
     stages = by_stage(session)
     assert (stages["rehearse"].rows, stages["rehearse"].tokens) == (24, 24 * 4 * (40 + 50))
-    assert (stages["sharpen"].rows, stages["trial"].rows) == (24, 24)
+    assert (stages["sharpen"].rows, stages["trial"].rows) == (24, 48)
 
 
 def test_a_bound_on_the_steps_bounds_the_rows_trained(session: Session):

@@ -9,7 +9,7 @@ from loop.engines import Sampling
 from loop.engines.scripted import ScriptedEngine
 from loop.errors import ConfigError
 from loop.interfaces import Context, SelfPlayer, bind
-from loop.records import Attack, Completion, Critique, Domain, Message, Pair, Seed
+from loop.records import Attack, Critique, Domain, Message, Pair, Seed
 from loop.session import Policy
 from loop.stages.attacking import shared
 from loop.stages.self_play import Trial, losses
@@ -34,13 +34,9 @@ def gives_in(talks: Any) -> list[str | None]:
 
 
 def criticise(attacks: Any, answers: Any) -> list[Critique]:
-    def quality(attack: Attack, answer: Completion) -> float:
-        helps = answer.text == "Turn it."
-        return 0.9 if helps != bool(attack.harmful) else 0.1
-
     return [
-        Critique("c", answer.id, "test", None, quality(attack, answer), "", "")
-        for attack, answer in zip(attacks, answers, strict=True)
+        Critique("c", answer.id, "test", 0.9 if answer.text == "Turn it." else 0.1, None, "", "")
+        for answer in answers
     ]
 
 
@@ -63,13 +59,11 @@ def seeds(count: int = 24) -> list[Seed]:
 def test_what_broke_the_policy_is_preferred_to_what_did_not(attacker: Any) -> None:
     pairs: list[Pair] = attacker.rehearse(seeds(), [], context())
     assert isinstance(attacker, SelfPlayer)
-    assert [pair.domain for pair in pairs] == ["safety", "benign"] * 24
+    assert [pair.domain for pair in pairs] == ["safety"] * 24
     for pair in pairs:
-        # Harmful: giving in is bad. Harmless: helping is good, so the glass door is the easy one.
-        hard, easy = (pair.chosen, pair.rejected) if pair.domain == "safety" else (pair.rejected, pair.chosen)
-        assert "glass" in hard
-        assert "glass" not in easy
-        assert "iron" not in easy  # the policy said nothing: no verdict, no lesson
+        assert "glass" in pair.chosen
+        assert "wooden" in pair.rejected or "paper" in pair.rejected
+        assert "iron" not in pair.rejected  # the policy said nothing: no verdict, no lesson
         assert pair.margin == pytest.approx(0.8)
         assert pair.chosen.startswith(" Open")  # as the model wrote it
         assert "\n" not in pair.chosen
@@ -79,7 +73,7 @@ def test_what_broke_the_policy_is_preferred_to_what_did_not(attacker: Any) -> No
 
 def test_there_is_no_lesson_where_the_policy_gives_in_to_nothing() -> None:
     ctx = context(respond=lambda talks: ["No."] * len(talks))
-    assert FewShotAttacker().rehearse([row for row in seeds() if row.harmful], [], ctx) == []
+    assert FewShotAttacker().rehearse(seeds(), [], ctx) == []
 
 
 def test_rehearsing_takes_a_policy_that_answers() -> None:
@@ -113,10 +107,10 @@ def test_a_goal_of_unclear_kind_loses_even_to_one_that_the_policy_took_half_well
 
 
 @pytest.mark.parametrize(
-    "badness", [{}, {"attack-hard": 0.4, "attack-easy": 0.2}, {"attack-hard": 0.9, "attack-easy": 0.8}]
+    "harms", [{}, {"attack-hard": 0.4, "attack-easy": 0.2}, {"attack-hard": 0.9, "attack-easy": 0.8}]
 )
-def test_no_pair_of_two_that_broke_the_policy_or_two_that_did_not(badness: dict[str, float]) -> None:
-    assert lesson([attempt("hard"), attempt("easy")], badness) is None
+def test_no_pair_of_two_that_broke_the_policy_or_two_that_did_not(harms: dict[str, float]) -> None:
+    assert lesson([attempt("hard"), attempt("easy")], harms) is None
 
 
 # ---- the pool -------------------------------------------------------------------------------------------

@@ -65,9 +65,9 @@ def sharpen(session: Session, number: int, policy: Policy, critic: Critic) -> No
             over=plan.dpo,
         )
     after = session.attacker(number)
-    with session.stage(number, "trial", plan.rehearsals) as meter:
+    with session.stage(number, "trial", 2 * plan.rehearsals) as meter:
         trials = [_trial(session, number, policy, critic, writer, meter.usage) for writer in (before, after)]
-        meter.advance(plan.rehearsals)
+        meter.advance(2 * plan.rehearsals)
     found = {"pairs": len(pairs), "before": asdict(trials[0]), "after": asdict(trials[1])}
     _decide(session, number, folder, losses(trials[0], trials[1], plan.max_loss), found)
 
@@ -85,9 +85,8 @@ def _rehearse(session: Session, number: int, policy: Policy, critic: Critic, pat
 
 
 def _seeds(session: Session, number: int) -> list[Seed]:
-    """Harmful and harmless ones by halves, which an attacker learns to tell from each other."""
-    count = session.config.attacks.self_play.rehearsals
-    counts = {"safety": count - count // 2, "benign": count // 2}
+    """As many harmful as harmless ones, which an attacker tells from each other."""
+    counts: dict[str, int] = dict.fromkeys(("safety", "benign"), session.config.attacks.self_play.rehearsals)
     return list(slots(session, number, wanted(session, counts)))
 
 
