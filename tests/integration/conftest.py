@@ -26,7 +26,7 @@ roles:
 iterations: 1
 chunk: 8
 seeds: {{harmful: 0, benign: 0, toxicity: 0, legal: 0, critic: 0, files: ["{seeds}"]}}
-attacks: {{safety: 12, benign: 12, self_play: {{rehearsals: 12, min_pairs: 1, dpo: {{max_steps: 4}}}}}}
+attacks: {{safety: 12, benign: 12, self_play: {{rehearsals: 40, min_pairs: 1, dpo: {{max_steps: 4}}}}}}
 pairs: {{min_margin: 0.05, min_quality: 0.0, min_agreement: 0.0}}
 train:
   dpo:
