@@ -77,6 +77,7 @@ def plan(session: Session) -> list[StagePlan]:
     tried_again = config.attacks.retry * (config.iterations - 1)
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
     tries = int(getattr(session.roles["attacker"], "candidates", 1))
+    rehearsed = int(getattr(session.roles["attacker"], "rehearsed", 1))
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
     trained = sum(
@@ -91,7 +92,7 @@ def plan(session: Session) -> list[StagePlan]:
     rows = {
         "fit critic": (len(session.seeds["critic"]) * turns, 0),
         "validate": (labelled * turns, roles.critic.sampling.max_tokens),
-        "rehearse": (tried, tries * (shots + roles.learner.sampling.max_tokens)),
+        "rehearse": (tried, rehearsed * (shots + roles.learner.sampling.max_tokens)),
         "sharpen": (turns * _trained(plays.rehearsals, {**config.train.dpo, **plays.dpo}), 0),
         "trial": (2 * tried, 2 * tries * shots),
         "attack": (attacks * turns + tried_again, tries * shots),

@@ -50,6 +50,7 @@ class FewShotAttacker:
     forms: str = "attacker/forms"
     shots: int = 6
     candidates: int = 4
+    rehearsed: int = 8  # goals tried for a seed in rehearsing
     verbatim: float = 0.4
     sure: float = 0.8  # below this probability of being what its seed is, a written goal is unclear
     min_words: int = 3
@@ -68,7 +69,7 @@ class FewShotAttacker:
         there is mostly nonsense, and nothing to learn to write.
         """
         slots = [slot for slot, seed in enumerate(seeds) if seed.domain in JUDGED and seed.harmful]
-        written = self._written(seeds, slots, history, ctx)
+        written = self._written(seeds, slots, history, self.rehearsed, ctx)
         chances = self._harm_chances(seeds, [_clean(text) for _, texts in written for text in texts], ctx)
         forms: list[dict[str, Any]] = load_prompt(self.forms).meta["forms"]
         weights = [form["weight"] for form in forms]
@@ -126,14 +127,21 @@ class FewShotAttacker:
             for slot, seed in enumerate(seeds)
             if self._kinds().get(seed.domain) and ctx.rng("verbatim", slot, seed.id).random() >= self.verbatim
         ]
-        for slot, (_, texts) in zip(asked, self._written(seeds, asked, history, ctx), strict=True):
+        for slot, (_, texts) in zip(
+            asked, self._written(seeds, asked, history, self.candidates, ctx), strict=True
+        ):
             goals[slot] = [_clean(text) for text in texts]
         return goals
 
     def _written(
-        self, seeds: Sequence[Seed], slots: Sequence[int], history: Sequence[Attack], ctx: Context
+        self,
+        seeds: Sequence[Seed],
+        slots: Sequence[int],
+        history: Sequence[Attack],
+        count: int,
+        ctx: Context,
     ) -> list[tuple[list[Message], list[str]]]:
-        """For the seed in each of `slots` what the model was asked, and what of its answers can be used.
+        """For the seed in each of `slots` what the model was asked, and what of `count` answers can be used.
 
         All of `seeds` may serve as examples; what copies one of them, or a goal of `history`, can't be used.
         """
@@ -156,7 +164,7 @@ class FewShotAttacker:
         def usable(text: str) -> bool:
             return self._usable(_clean(text)) and normalise(_clean(text)) not in copies
 
-        groups = ctx.generate(chats, n=self.candidates, stop=("\n",)) if chats else []
+        groups = ctx.generate(chats, n=count, stop=("\n",)) if chats else []
         said = [[sample.text or "" for sample in group] for group in groups]
         return [(chat, list(filter(usable, texts))) for chat, texts in zip(chats, said, strict=True)]
 

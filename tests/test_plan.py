@@ -65,7 +65,7 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
 def test_what_training_the_attacker_takes_is_counted_where_it_is_trained(session: Session):
     session.config.attacks.self_play.rehearsals = 8
     stages = by_stage(session)
-    assert (stages["rehearse"].rows, stages["rehearse"].tokens) == (24, 24 * 4 * (40 + 50))
+    assert (stages["rehearse"].rows, stages["rehearse"].tokens) == (24, 24 * 8 * (40 + 50))
     assert (stages["sharpen"].rows, stages["trial"].rows) == (24, 48)
 
 

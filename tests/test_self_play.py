@@ -24,7 +24,7 @@ DOORS = ("wooden", "glass", "iron", "paper")
 def written(prompt: Any, sample: int, number: int) -> str:
     """Four goals for each list, of the kind that the list is of."""
     owner = NASTY if NASTY in prompt[-1]["content"] else "your own"
-    return f" Open {owner} {DOORS[sample]} door slowly\n9. and more"
+    return f" Open {owner} {DOORS[sample % 4]} door slowly\n9. and more"
 
 
 def gives_in(talks: Any) -> list[str | None]:
