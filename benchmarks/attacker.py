@@ -77,7 +77,7 @@ def _target(kind: type) -> list[str]:
 
 
 VARIANTS: Mapping[str, Sequence[str]] = {
-    FEW_SHOT: [*_target(PlainAttacker), "roles.attacker.args={}"],
+    FEW_SHOT: ["roles.attacker=@attacker/few_shot.yaml", *_target(PlainAttacker)],
     "fixed": _target(FixedAttacker),
     "archive": [],
     "trained": ["attacks.self_play=@attacker/self_play.yaml"],

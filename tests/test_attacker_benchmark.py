@@ -1,7 +1,7 @@
 """The benchmark of attackers: how much more one succeeds than another, seed by seed."""
 
 from benchmarks.attacker import VARIANTS, ratio
-from loop.config import load_config
+from loop.config import as_object, build, load_config
 
 
 def test_success_is_compared_by_seed() -> None:
@@ -18,6 +18,7 @@ def test_without_a_seed_in_common_there_is_no_ratio() -> None:
     assert ratio({"a": [1.0]}, {"b": [1.0]}).value is None
 
 
-def test_every_attacker_is_a_config() -> None:
+def test_every_attacker_can_be_built_from_its_config() -> None:
     for over in VARIANTS.values():
-        load_config(["configs/cpu.yaml", *over])
+        role = as_object(load_config(["configs/cpu.yaml", *over])).roles.attacker
+        build(role, "roles.attacker")
