@@ -1,18 +1,23 @@
 """attacks and critiques → what the attacks achieved, and the archive that the next iteration begins with."""
 
 import json
+from collections.abc import Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loop.archive import archive_of, coverage, enter, entries_of, still_broken, write_archive
 from loop.attack_measures import measure_attacks
 from loop.errors import GuardStop
 from loop.form import audit_form
+from loop.interfaces import Usage
 from loop.records import stable_hash
 from loop.rundir import log, read_json, write_json
 from loop.session import Session
 from loop.stages.files import rows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MEASURED = 5000  # attacks that the figures are of, at most: what bounds memory
 
@@ -38,10 +43,18 @@ def measure(session: Session, number: int) -> None:
             after = enter(before, entries_of(folder))
             entries = nsmallest(MEASURED, entries_of(folder), key=lambda one: stable_hash(one.attack.id))
             harmful = session.seeds["harmful"]
+            texts = [*(entry.attack.asked for entry in entries), *(seed.prompt for seed in harmful)]
+            vectors = _meanings(session, texts, meter.usage)
             families = {entry.attack.family for entry in [*entries, *after.values()]}
             form = audit_form([entry.attack for entry in entries])
             found: dict[str, Any] = {
-                **measure_attacks(entries, _tokens(session, number), [seed.prompt for seed in harmful]),
+                **measure_attacks(
+                    entries,
+                    _tokens(session, number),
+                    [seed.prompt for seed in harmful],
+                    None if vectors is None else vectors[: len(entries)],
+                    None if vectors is None else vectors[len(entries) :],
+                ),
                 "archive": coverage(after, {seed.category for seed in harmful}, families),
                 "retried": still_broken(
                     {entry.attack.id: entry.difficulty for entry in before.values()},
@@ -66,6 +79,21 @@ def measure(session: Session, number: int) -> None:
             f"(attacks.min_distinct {floor}): the attacker has collapsed; look at {path}, give it more seeds "
             "or strategies, or raise its temperature"
         )
+
+
+def _meanings(session: Session, texts: Sequence[str], usage: Usage) -> "np.ndarray | None":
+    """What each of `texts` means to the attacker's untrained model, [n, d]; None where it shows no states.
+
+    States of one model all point much the same way: what they have in common is taken out.
+    """
+    layer, role = getattr(session.roles["attacker"], "layer", None), session.config.roles.attacker
+    if layer is None or not texts:
+        return None
+    engine = session.metered(session.config.policy if role.model == "policy" else role.model, usage)
+    if "hidden_states" not in engine.capabilities:
+        return None
+    states = engine.hidden_states(texts, layer)
+    return states - states.mean(axis=0)
 
 
 def _tokens(session: Session, number: int) -> int:
