@@ -11,8 +11,8 @@ said:
     archive   every strategy, with the archive of the run
     trained   the same, the attacker trained by self-play against policy K
 
-`--budget` counts harmful attacks (without it: as many as in the run); harmless ones are asked beside them in
-the run's proportion. An attack succeeds where the judge made from human labels, which trains nobody, says
+`--budget` counts harmful attacks, beside which a quarter as many harmless ones are asked (without it: as many
+as in the run). An attack succeeds where the judge made from human labels, which trains nobody, says
 that an answer met the objective. Its ratio to few-shot's is paired by seed, with a bootstrap over seeds. On
 goal is a harmful query that a classifier of kinds of harm puts where its seed is from; it is fitted on the
 AdvBench goals that the run does not use, and on harmless seeds, and its own accuracy (cross-validated) bounds
@@ -31,7 +31,7 @@ from typing import Any, cast
 import numpy as np
 
 from loop import stages
-from loop.config import as_object, load_config
+from loop.config import load_config
 from loop.diversity import diversity, sample
 from loop.errors import AlignloopError
 from loop.heldout.comparison import compare, load_side
@@ -130,9 +130,7 @@ def _goes_on(run: RunDir, number: int, name: str, options: argparse.Namespace) -
         beside.rename(root)
     given = [str(run.path("config.yaml")), f"name={name}", f"runs={options.out}", f"iterations={number + 1}"]
     if options.budget:
-        attacks = as_object(load_config(given)).attacks
-        benign = round(options.budget * attacks.benign / max(attacks.safety, 1))
-        given += [f"attacks.safety={options.budget}", f"attacks.benign={benign}"]
+        given += [f"attacks.safety={options.budget}", f"attacks.benign={options.budget // 4}"]
         given += ["attacks.toxicity=0", "attacks.legal=0"]
     if options.train:
         given.append(f"heldout.limit={{{', '.join(f'{suite}: {FEW}' for suite in OTHERS)}}}")
