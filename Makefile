@@ -19,7 +19,7 @@ UNUSED := torchvision torchaudio torchcodec
 GARAK := .venv-garak
 BESIDE := $(GARAK)/ready
 
-.PHONY: demo test test-fast test-vllm serve-env garak-env lint format clean
+.PHONY: demo results test test-fast test-vllm serve-env garak-env lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ $(TESTED): $(READY)
 
 demo: $(READY)
 	$(BIN)/alignloop run configs/demo.yaml
+
+# Many hours on two cores; what is done isn't done again. `make results STUDY=--list` says what is left to do.
+results: $(READY)
+	$(BIN)/python -m benchmarks.study $(STUDY)
 
 test: $(TESTED)
 	$(TEST) --cov --cov-report=term --durations=8

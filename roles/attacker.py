@@ -146,11 +146,9 @@ class FewShotAttacker:
         All of `seeds` may serve as examples; what copies one of them, or a goal of `history`, can't be used.
         """
         parents = _parents(history)
-        pools: dict[tuple[Any, ...], list[str]] = {}
+        pools: dict[tuple[Any, ...], dict[str, str]] = {}
         for seed in seeds:
-            pool = pools.setdefault(_kind(seed), [])
-            if seed.prompt not in pool:
-                pool.append(seed.prompt)
+            pools.setdefault(_kind(seed), {}).setdefault(seed.prompt, seed.category)
         prompt = load_prompt(self.prompt)
         chats = [
             prompt.render(
@@ -176,21 +174,22 @@ class FewShotAttacker:
         self,
         slot: int,
         seed: Seed,
-        pool: Sequence[str],
+        pool: Mapping[str, str],
         parents: Mapping[tuple[str, str], Sequence[str]],
         ctx: Context,
     ) -> list[str]:
         """Seeds of one kind, the slot's own last: the nearest example has the most say.
 
-        Up to half of the others are attacks that broke an earlier policy, of the seed's category: the model
-        writes more like them.
+        `pool` has the category of each. Those of the seed's own category come first, so that what is written
+        stays with it. Up to half of the others are attacks of that category that broke an earlier policy: the
+        model writes more like them.
         """
         rng = ctx.rng("examples", slot, seed.id)
         hard = parents.get((seed.domain, seed.category), ())
         bred = rng.sample(hard, min((self.shots - 1) // 2, len(hard)))
         others = [text for text in pool if text != seed.prompt]
-        drawn = rng.sample(others, min(self.shots - 1 - len(bred), len(others)))
-        return [*drawn, *bred, seed.prompt]
+        drawn = sorted(rng.sample(others, len(others)), key=lambda text: pool[text] != seed.category)
+        return [*reversed(drawn[: self.shots - 1 - len(bred)]), *bred, seed.prompt]
 
     def _usable(self, goal: str) -> bool:
         return self.min_words <= len(goal.split()) <= self.max_words

@@ -107,6 +107,21 @@ def test_the_model_is_shown_seeds_of_the_same_kind_and_the_next_number_left_open
         assert text.count(NASTY) == 4
 
 
+def test_the_model_is_shown_seeds_of_its_own_category_first():
+    asked: list[str] = []
+
+    def answer(prompt: Any, sample: int, number: int) -> str:
+        asked.append(prompt[-1]["content"])
+        return f" Paint {NASTY} fence in colour {len(asked)}."
+
+    rows = [replace(seed(n, True), category="gates" if n % 2 else "doors") for n in range(12)]
+    FewShotAttacker(verbatim=0.0, shots=4, candidates=1).attack(rows, [], context(answer))
+    for row, text in zip(rows, asked, strict=True):
+        shown = [int(number) for number in re.findall(r"door number (\d+)", text)]
+        assert len(shown) == 4
+        assert {number % 2 for number in shown} == {rows.index(row) % 2}
+
+
 def test_the_model_is_shown_attacks_that_broke_a_policy_before_and_must_not_copy_them():
     asked: list[str] = []
     hard = f"Melt {NASTY} lock with wax"
