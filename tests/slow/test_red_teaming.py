@@ -12,14 +12,15 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_untrained_model_is_broken_and_breaks_again_under_the_same_requests(tmp_path: Path) -> None:
-    request = Request(strategies=["plain", "role_play", "opener_sure"], budget=16)
+    request = Request(strategies=["plain", "role_play", "opener_sure"], budget=32)
     found = attack_model(EMBEDDED, request, tmp_path / "attack")
-    assert found.summary["attacks"] == found.summary["success"]["n"] == 16
+    assert found.summary["attacks"] == found.summary["success"]["n"] == 32
     assert len(found.findings) >= 3  # nobody has trained it to refuse
     assert not found.summary["nulls"]
     replayed = Request(replay=tmp_path / "attack" / "findings.jsonl")
     again = attack_model(EMBEDDED, replayed, tmp_path / "replay")
     assert again.exit_code == 3
-    # Batches differ, so greedy answers may too, in a word here and there.
-    same = {one.id for one in again.findings} & {one.id for one in found.findings}
-    assert len(same) >= 0.7 * len(found.findings)
+    # Batches differ, so greedy answers may too, in a word here and there: a score near a half tips over.
+    sure = {one.id for one in found.findings if one.severity == "high"}
+    assert sure
+    assert len(sure & {one.id for one in again.findings}) >= 0.7 * len(sure)
