@@ -278,10 +278,19 @@ def _callback(job: TrainJob) -> Any:
             if state.global_step in (1, state.max_steps):
                 control.should_log = True
             if "save_strategy" in job.dpo or state.global_step == state.max_steps:
+                self.spare_the_last(state, control)
                 return
             # Clocks differ, and a checkpoint that not all processes write is never done.
             if _agreed(lambda: time.monotonic() - self.saved > CHECKPOINT_SECONDS):
                 control.should_save = True
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.spare_the_last(state, control)
+
+        def spare_the_last(self, state: Any, control: Any) -> None:
+            # Taken up at its last step, the trainer of transformers 5.23 takes another one.
+            if state.global_step == state.max_steps:
+                control.should_save = False
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if at_reference and state.global_step == 1 and "rewards/margins" in logs:

@@ -417,6 +417,25 @@ def test_a_killed_job_resumes_and_ends_like_an_uninterrupted_one(
     assert len(summary(killed)["steps"]) == 21
 
 
+def test_a_training_that_ends_before_its_adapter_is_in_place_takes_no_step_more(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    dpo = {"max_steps": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    whole, ended = job("whole", dpo=dpo), job("ended", dpo=dpo)
+    train(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("loop.training._save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(ended)
+    train(ended)
+    assert summary(ended)["resumed_from_step"] == 2
+    one, other = weights(whole.out), weights(ended.out)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=1e-6)
+
+
 def test_checkpoints_of_another_job_are_not_taken_up(job: Callable[..., TrainJob]) -> None:
     one = job()
     work = Path(one.out + ".work")
