@@ -37,6 +37,7 @@ MOMENTS = {
     "fit critic": "1 001/critic/critic.json",
     "validate": "1 001/critic/validity.json",
     "rehearse": "2 001/attacker/pairs.jsonl.progress",
+    "sharpen, the trainer left alone": "orphan 001/attacker/adapter",
     "try the attacker out": "1 001/attacker/gate.json",
     "attack": "2 001/attacks.jsonl.progress",
     "answer": "2 001/completions.jsonl.progress",

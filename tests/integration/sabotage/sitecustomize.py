@@ -26,7 +26,7 @@ def hook(event: str, args: tuple[object, ...]) -> None:
         return
     seen += 1
     if COUNT == "orphan":
-        _lose_parent(Path(path).parents[2])
+        _lose_parent(next(folder for folder in Path(path).parents if (folder / "log.txt").exists()))
     elif seen == int(COUNT):
         os.killpg(0, signal.SIGKILL)
 
