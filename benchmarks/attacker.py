@@ -21,7 +21,6 @@ of iteration K + 1, and held-out figures are compared item by item. A rerun take
 """
 
 import argparse
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.ablations import Ablation, share
 from loop import stages
 from loop.config import load_config
 from loop.diversity import diversity, sample
@@ -119,15 +119,7 @@ def main() -> None:
 
 def _goes_on(run: RunDir, number: int, name: str, options: argparse.Namespace) -> Session:
     """The run's next iteration with the attacker `name`, in a folder of its own."""
-    root = options.out / name
-    if not root.exists():
-        beside = root.with_name(f"{name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        for done in range(number + 1):
-            shutil.copytree(run.iteration(done), RunDir(beside).iteration(done))
-        gate = RunDir(beside).iteration(number) / "gate.json"
-        write_json(gate, {**read_json(gate), "promoted": True})
-        beside.rename(root)
+    share(run, options.out / name, Ablation(after=number))
     given = [str(run.path("config.yaml")), f"name={name}", f"runs={options.out}", f"iterations={number + 1}"]
     if options.budget:
         given += [f"attacks.safety={options.budget}", f"attacks.benign={options.budget // 4}"]

@@ -56,7 +56,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from http.client import HTTPException
-from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ from loop.errors import AlignloopError, ConfigError, DataError
 from loop.findings import judged_answers
 from loop.heldout.judges import Judge
 from loop.heldout.judging import human_label_judge
-from loop.heldout.statistics import mean_interval
+from loop.heldout.statistics import Interval, difference_of_shares, mean_interval
 from loop.overlap import normalise
 from loop.report.terminal import console, plain
 from loop.rundir import read_json, same_as_before, write_json
@@ -310,11 +309,11 @@ def win(ours: Count, theirs: Count) -> dict[str, Any]:
 
     The interval is that of Newcombe (1998), made of both sides' own.
     """
-    gap = ours.per_1000 - theirs.per_1000
-    low = gap - hypot(ours.per_1000 - ours.low, theirs.high - theirs.per_1000)
-    high = gap + hypot(ours.high - ours.per_1000, theirs.per_1000 - theirs.low)
-    who = "neither" if low <= 0 <= high else OURS if gap > 0 else THEIRS
-    return {"who": who, "difference": gap, "low": low, "high": high}
+    sides = [Interval(one.per_1000, one.low, one.high, one.distinct) for one in (theirs, ours)]
+    gap = difference_of_shares(*sides)
+    low, high = gap.low or 0.0, gap.high or 0.0
+    who = "neither" if low <= 0 <= high else OURS if low > 0 else THEIRS
+    return {"who": who, "difference": gap.value, "low": low, "high": high}
 
 
 def by_group(rows: Sequence[Asked], judged: Sequence[Asked]) -> dict[str, dict[str, int]]:

@@ -204,6 +204,11 @@ class Config:
     gate: GateConfig = field(default_factory=GateConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
+    def model_of(self, seat: str) -> str:
+        """The entry of `models` that the role in `seat` speaks with."""
+        name: str = getattr(self.roles, seat).model
+        return self.policy if name == "policy" else name
+
 
 SEATS = ("attacker", "learner", "critic")
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import nsmallest
 from itertools import groupby
-from math import hypot
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from loop.heldout.evaluation import CHUNK
 from loop.heldout.judges import Judge
 from loop.heldout.judging import check_judges, load_judges
 from loop.heldout.metrics import MET
-from loop.heldout.statistics import Interval, mean_interval, paired_interval
+from loop.heldout.statistics import Interval, difference_of_shares, mean_interval, paired_interval
 from loop.interfaces import Usage
 from loop.progress import progress
 from loop.records import Attack, Completion, read_jsonl, stable_hash
@@ -336,7 +335,7 @@ def _figures(
             drops.append(Drop(judge, name, 0, last, paired_interval(after, before)))
         first, newest = str(min(gates)), str(max(gates))
         if first != newest:
-            lead = _difference(found[first, last].success, found[newest, last].success)
+            lead = difference_of_shares(found[first, last].success, found[newest, last].success)
             harder.append(Harder(judge, last, first, newest, lead))
     counts = {name: len(attacks) for name, attacks in attackers.items()}
     return Grid(str(run.root), judges, counts, promoted, last, cells, drops, harder, asked)
@@ -382,15 +381,4 @@ def _cell(judge: str, attacker: str, policy: int, outcomes: Mapping[str, Outcome
         nulls=dict(Counter(outcome for outcome in outcomes.values() if isinstance(outcome, str))),
         worst_low=hits / asked if asked else None,
         worst_high=(hits + asked - len(told)) / asked if asked else None,
-    )
-
-
-def _difference(first: Interval, last: Interval) -> Interval:
-    """`last` less `first`, shares of other attacks each, by Newcombe's (1998) score method."""
-    ends = (first.value, first.low, first.high, last.value, last.low, last.high)
-    if any(end is None for end in ends):
-        return Interval(None, None, None, first.n + last.n)
-    p, p_low, p_high, q, q_low, q_high = cast(tuple[float, ...], ends)
-    return Interval(
-        q - p, q - p - hypot(q - q_low, p_high - p), q - p + hypot(q_high - q, p - p_low), first.n + last.n
     )

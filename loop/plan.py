@@ -180,8 +180,7 @@ def _shapes(session: Session) -> dict[str, Shape]:
 def _on_gpus(session: Session, stages: Sequence[StagePlan], shapes: Mapping[str, Shape]) -> list[StagePlan]:
     """The stages with seconds by arithmetic; None where the architecture of their model is not known."""
     config = session.config
-    models = {seat: getattr(config.roles, seat).model for seat in SEATS}
-    names = {seat: config.policy if name == "policy" else name for seat, name in models.items()}
+    names = {seat: config.model_of(seat) for seat in SEATS}
     asked = {
         **dict.fromkeys(("rehearse", "sharpen", "trial", "attack"), names["attacker"]),
         "answer": config.policy,
@@ -202,7 +201,7 @@ def _on_gpus(session: Session, stages: Sequence[StagePlan], shapes: Mapping[str,
 def _print_memory(session: Session, shapes: Mapping[str, Shape]) -> None:
     """What one GPU holds while it answers and while it trains, and whether that is too much."""
     out, config = console(), session.config
-    used = {config.roles.attacker.model, config.roles.critic.model, config.policy} - {"policy"}
+    used = {config.model_of(seat) for seat in SEATS}
     gpu = config.hardware
     table = Table(title=f"One GPU of {gpu.memory_gb:.0f} GB, by arithmetic")
     for column in ("for", "model", "GB", "of which"):

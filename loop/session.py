@@ -99,7 +99,7 @@ class Session:
 
     def attacker(self, number: int) -> Policy:
         """The attacker that iteration `number` trained (0: as it was given)."""
-        return self._made(self.config.roles.attacker.model, number, "attacker/adapter")
+        return self._made(self.config.model_of("attacker"), number, "attacker/adapter")
 
     def attackers(self, number: int) -> list[Policy]:
         """The attacker as it was given, then those whose training passed, up to iteration `number`."""
@@ -138,8 +138,7 @@ class Session:
         A role on the policy speaks with the adapter of `policy`, another with that of `trained`, if any.
         """
         role = getattr(self.config.roles, seat)
-        on_policy = role.model in ("policy", self.config.policy)
-        name = self.config.policy if on_policy else role.model
+        name = self.config.model_of(seat)
         speaker = policy if role.model == "policy" else trained or self._made(name, 0, "")
         return bind(
             self.metered(name, usage),
@@ -245,8 +244,7 @@ def _check_needs(seat: str, role: Any, config: Config) -> None:
     """A role that needs hidden states is refused on an engine that has none, before anything is loaded."""
     from loop.config import load_target
 
-    model = getattr(config.roles, seat).model
-    name = config.policy if model == "policy" else model
+    name = config.model_of(seat)
     target = config.models[name].engine.target
     offered = getattr(load_target(target, f"models.{name}.engine.target"), "capabilities", None)
     # An engine whose class says nothing (a property, a function) shows what it has when it is asked.

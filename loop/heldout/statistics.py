@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
+from typing import cast
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, permutation_test
@@ -75,6 +76,17 @@ def paired_interval(
     if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
         return _agresti_min(int(np.sum(second > first)), int(np.sum(second < first)), len(shared))
     return _bootstrap(second - first, seed)
+
+
+def difference_of_shares(first: Interval, last: Interval) -> Interval:
+    """`last` less `first`, shares of other items each, by Newcombe's (1998) score method."""
+    ends = (first.value, first.low, first.high, last.value, last.low, last.high)
+    if any(end is None for end in ends):
+        return Interval(None, None, None, first.n + last.n)
+    p, p_low, p_high, q, q_low, q_high = cast(tuple[float, ...], ends)
+    return Interval(
+        q - p, q - p - hypot(q - q_low, p_high - p), q - p + hypot(q_high - q, p - p_low), first.n + last.n
+    )
 
 
 def paired_p(

@@ -86,10 +86,10 @@ def _meanings(session: Session, texts: Sequence[str], usage: Usage) -> "np.ndarr
 
     States of one model all point much the same way: what they have in common is taken out.
     """
-    layer, role = getattr(session.roles["attacker"], "layer", None), session.config.roles.attacker
+    layer = getattr(session.roles["attacker"], "layer", None)
     if layer is None or not texts:
         return None
-    engine = session.metered(session.config.policy if role.model == "policy" else role.model, usage)
+    engine = session.metered(session.config.model_of("attacker"), usage)
     if "hidden_states" not in engine.capabilities:
         return None
     states = engine.hidden_states(texts, layer)

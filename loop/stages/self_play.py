@@ -57,7 +57,7 @@ def sharpen(session: Session, number: int, policy: Policy, critic: Critic) -> No
             number,
             folder,
             pairs,
-            base=session.config.roles.attacker.model,
+            base=session.config.model_of("attacker"),
             start=before,
             reference="base",
             parent=before.name,
@@ -99,7 +99,7 @@ def _trial(
     attacks: Sequence[Attack] = session.roles["attacker"].attack(seeds, [], ctx)
     clear = [attack for attack in attacks if attack.harmful is not None]
     queries = [attack.asked for attack in clear if attack.harmful]
-    engine = session.metered(session.config.roles.attacker.model, usage)
+    engine = session.metered(session.config.model_of("attacker"), usage)
     return Trial(len(clear) / len(seeds), diversity(queries)["self_bleu"], _surprise(queries, engine))
 
 
