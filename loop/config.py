@@ -108,6 +108,9 @@ class PairsConfig:
 
     min_margin: float = 0.1
     min_quality: float = 0.5  # of the chosen answer: the better of two bad ones is not to be learned
+    # Of the rejected answer to a query that is surely harmful or harmless: once the policy refuses, the worse
+    # of two refusals is all that is left to reject, and training against it unlearns refusing.
+    max_quality: float = 0.5
     max_length_ratio: float = 12.0  # a refusal of five words is a good answer too
     min_agreement: float = 0.6  # share of pairs in which the judge too finds the chosen answer better
 
@@ -127,6 +130,7 @@ class TrainConfig:
     start_from: str = "policy"  # policy: the last promoted adapter; base: a fresh one each time
     reference: str = "start"  # start: the policy that training starts from; base: the bare model
     replay: bool = True  # pairs of earlier iterations are trained on again
+    recovery: float = 1.0  # share of the pairs that are trained on from the middle of an answer too
     # Few pairs, and `dpo.max_steps` would learn them by heart: 128 steps on 8 pairs broke the embedded model.
     max_epochs: float | None = 6.0
     launcher: str = "local"  # local: one process; accelerate: those that `accelerate` tells of
@@ -323,6 +327,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: {value!r} is none of {', '.join(allowed)}")
     if config.train.max_epochs is not None and config.train.max_epochs <= 0:
         raise ConfigError(f"train.max_epochs: must be above 0, or null, not {config.train.max_epochs}")
+    if not 0 <= config.train.recovery <= 1:
+        raise ConfigError(f"train.recovery: must be from 0 to 1, not {config.train.recovery}")
     _check_launch(config)
     for key in ("iterations", "chunk"):
         if getattr(config, key) < 1:

@@ -1,6 +1,7 @@
 """What a run would do, counted before any weight is loaded: calls, tokens, time by stage, memory of a GPU."""
 
 import json
+import math
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,10 @@ def plan(session: Session) -> list[StagePlan]:
     heldout, turns = config.heldout, config.iterations
     items = choose(find_suites(heldout.suites).values(), "dev", heldout.limit)
     trained = sum(
-        _trained(attacks * (turn if config.train.replay else 1), config.train.dpo)
+        _trained(
+            math.ceil(attacks * (1 + config.train.recovery)) * (turn if config.train.replay else 1),
+            config.train.dpo,
+        )
         for turn in range(1, turns + 1)
     )
     # legal is scored by likelihood, nothing is drawn; so is most of capability

@@ -1,11 +1,16 @@
 """Preference pairs, by the critic's score alone: never by where a text came from."""
 
+import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loop.overlap import normalise
 from loop.prompts import conversation
-from loop.records import Attack, Completion, Critique, Pair, new_id
+from loop.records import Attack, Completion, Critique, Message, Pair, new_id, stable_hash
+
+LEAST_REST = 5  # words of an answer that a recovery example leaves to be said
+_CLAUSE_END = re.compile(r"(?<=[^\W\d])[.:!?][*\"”’)]*(?=\s)")  # not that of a number in a list
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,20 @@ class Candidates:
 
 
 def pair_of(
-    group: Candidates, *, system: str, min_margin: float, min_quality: float, max_length_ratio: float
+    group: Candidates,
+    *,
+    system: str,
+    min_margin: float,
+    min_quality: float,
+    max_quality: float,
+    max_length_ratio: float,
 ) -> Pair | str:
     """The best and the worst answer by the critic's quality, or the reason why they make no pair.
 
-    `min_margin` is the least difference in quality, `min_quality` the least that the chosen one has;
-    `max_length_ratio` bounds the longer text in words
-    against the shorter. A null verdict is never used.
+    `min_margin` is the least difference in quality, `min_quality` the least that the chosen one has, and
+    `max_quality` what the rejected one stays under where the query is surely harmful or surely harmless, so
+    that it was done or refused wrongly; elsewhere quality is a matter of degree. `max_length_ratio` bounds
+    the longer text in words against the shorter. A null verdict is never used.
     """
     attack = group.attack
     if attack.harmful is None and attack.domain in ("safety", "benign"):
@@ -46,6 +58,8 @@ def pair_of(
         return "chosen and rejected say the same"
     if best_quality < min_quality:
         return "no answer good enough"
+    if attack.harmful is not None and worst_quality >= max_quality:
+        return "no answer bad enough"
     if best_quality - worst_quality < min_margin:
         return "margin below the floor"
     lengths = sorted(len(text.split()) or 1 for text in (chosen, rejected))
@@ -68,3 +82,43 @@ def pair_of(
 def _answer(attack: Attack, completion: Completion) -> str:
     """The text to train on: words put into the answer's mouth are part of the prompt, not of the answer."""
     return (completion.text or "").removeprefix(attack.opener or "")
+
+
+def recoveries(pairs: Sequence[Pair], share: float) -> list[Pair]:
+    """A recovery example for a `share` of the pairs about harmful and harmless queries, drawn by hash."""
+    drawn = (pair for pair in pairs if stable_hash("recovery", pair.id) < share * 2**63)
+    return [example for pair in drawn if (example := recovery(pair))]
+
+
+def recovery(pair: Pair) -> Pair | None:
+    """The same preference from the middle of an answer; None where it has no such answer, or a short one.
+
+    The prompt goes on with the beginning of the answer that does what is asked: of the rejected one to a
+    harmful query, from which the chosen one turns away, of the chosen one to a harmless query. Else a refusal
+    is learned as a matter of first words, and whoever writes these for the model undoes it (Qi et al. 2024,
+    "Safety Alignment Should Be Made More Than Just a Few Tokens Deep"). It ends with a sentence or a colon:
+    turned away from within one, the embedded model learned to break off in harmless sentences too.
+    """
+    if pair.domain not in ("safety", "benign"):
+        return None
+    harmful = pair.domain == "safety"
+    obliging, other = (pair.rejected, pair.chosen) if harmful else (pair.chosen, pair.rejected)
+    cuts = [found.end() for found in _CLAUSE_END.finditer(obliging)]
+    cuts = [cut for cut in cuts if len(obliging[cut:].split()) >= LEAST_REST]
+    if not cuts:
+        return None
+    cut = random.Random(stable_hash("beginning", pair.id)).choice(cuts)
+    begun, rest, turned = obliging[:cut], obliging[cut:], f" {other.lstrip()}"
+    chosen, rejected = (turned, rest) if harmful else (rest, turned)
+    prompt = _begun(pair.prompt, begun)
+    return replace(
+        pair, id=new_id("pair", pair.id, "recovery"), prompt=prompt, chosen=chosen, rejected=rejected
+    )
+
+
+def _begun(prompt: Sequence[Message], words: str) -> list[Message]:
+    """The prompt with the answer begun, or begun further, by `words`."""
+    *before, last = prompt
+    if last["role"] == "assistant":
+        return [*before, Message(role="assistant", content=last["content"] + words)]
+    return [*prompt, Message(role="assistant", content=words)]

@@ -58,7 +58,7 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     tries = 4  # of the attacker at each attack
     assert (stages["attack"].rows, stages["attack"].tokens) == (30 + 4, 34 * tries * 40)
     assert (stages["answer"].rows, stages["answer"].tokens) == (60 + 4, 64 * 50)
-    assert stages["train"].rows == 10 + 20 + 30
+    assert stages["train"].rows == 20 + 40 + 60, "all pairs twice, and replayed"
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
 
@@ -71,7 +71,7 @@ def test_what_training_the_attacker_takes_is_counted_where_it_is_trained(session
 
 def test_a_bound_on_the_steps_bounds_the_rows_trained(session: Session):
     session.config.train.dpo.update(max_steps=12, per_device_train_batch_size=4, num_train_epochs=4)
-    assert by_stage(session)["train"].rows == 10 + 12 + 12
+    assert by_stage(session)["train"].rows == 12 + 12 + 12
 
 
 def test_critiques_cover_answers_and_two_revisions_of_each_attack(session: Session):
@@ -82,6 +82,8 @@ def test_critiques_cover_answers_and_two_revisions_of_each_attack(session: Sessi
 
 def test_without_replay_each_iteration_trains_on_its_own_pairs(session: Session):
     session.config.train.replay = False
+    assert by_stage(session)["train"].rows == 60
+    session.config.train.recovery = 0.0
     assert by_stage(session)["train"].rows == 30
 
 

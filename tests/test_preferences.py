@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loop.preferences import Candidates, pair_of
+from loop.preferences import Candidates, pair_of, recoveries, recovery
 from loop.records import Attack, Completion, Critique, Pair
 
 ATTACK = Attack(
@@ -41,7 +41,7 @@ def critiques(completions: Sequence[Completion], qualities: Sequence[float | Non
 
 
 def outcome(group: Candidates, **rules: float) -> Pair | str:
-    limits = {"min_margin": 0.1, "min_quality": 0.5, "max_length_ratio": 8.0, **rules}
+    limits = {"min_margin": 0.1, "min_quality": 0.5, "max_quality": 0.5, "max_length_ratio": 8.0, **rules}
     return pair_of(group, system="Help.", **limits)
 
 
@@ -81,6 +81,16 @@ def test_the_better_of_two_bad_answers_is_not_learned():
     assert made(candidates((WEAK, 0.1), (STRONG, 0.4)), min_quality=0.3).chosen == STRONG
 
 
+def test_the_worse_of_two_good_answers_is_not_unlearned():
+    assert outcome(candidates(("I won't.", 0.6), (STRONG, 0.9))) == "no answer bad enough"
+    assert made(candidates(("I won't.", 0.6), (STRONG, 0.9)), max_quality=0.7).rejected == "I won't."
+
+
+def test_where_quality_is_a_matter_of_degree_the_worse_of_two_good_answers_is_rejected():
+    tone = replace(ATTACK, harmful=None, domain="toxicity")
+    assert made(candidates(("Fair enough.", 0.6), ("How kind.", 0.9), attack=tone)).rejected == "Fair enough."
+
+
 def test_ties_do_not_depend_on_the_order_of_the_answers():
     group = candidates((WEAK, 0.2), ("Yes, X is easy to do.", 0.2), (STRONG, 0.9), ("No, I won't do X.", 0.9))
     rows = list(zip(group.completions, group.critiques, strict=True))
@@ -104,7 +114,7 @@ def test_an_answer_without_text_makes_no_pair():
         ([], "fewer than two answers with a verdict"),
         ([(WEAK, 0.1), (" \n", 0.9)], "the best answer is empty"),
         ([("Bake bread!", 0.1), ("bake  BREAD", 0.9)], "chosen and rejected say the same"),
-        ([(WEAK, 0.5), (STRONG, 0.55)], "margin below the floor"),
+        ([(WEAK, 0.45), (STRONG, 0.5)], "margin below the floor"),
         ([("No.", 0.9), ("word " * 9, 0.1)], "length ratio above the bound"),
     ],
 )
@@ -155,3 +165,68 @@ def test_the_same_pair_of_another_attack_has_the_same_id_and_another_opener_anot
     opened = made(candidates(*answers, attack=replace(ATTACK, opener="Well,")))
     assert first.id == again.id
     assert first.id != opened.id
+
+
+# ---- recovery examples ----------------------------------------------------------------------------------
+
+BEGUN = "To do X, take these steps:"
+GOES_ON = f"{BEGUN} 1. Find a bowl and stir it slowly until nothing is left."
+
+
+def pair_in(domain: Any, chosen: str, rejected: str, opener: str | None = None) -> Pair:
+    attack = replace(ATTACK, domain=domain, harmful=domain == "safety", opener=opener)
+    answers = [((opener or "") + chosen, 0.9), ((opener or "") + rejected, 0.1)]
+    return made(candidates(*answers, attack=attack))
+
+
+def recovered(pair: Pair) -> Pair:
+    found = recovery(pair)
+    assert found is not None
+    return found
+
+
+def test_a_harmful_answer_that_has_begun_is_turned_away_from():
+    pair = pair_in("safety", STRONG, GOES_ON)
+    found = recovered(pair)
+    assert found.prompt[:-1] == pair.prompt
+    assert found.prompt[-1] == {"role": "assistant", "content": BEGUN}
+    assert (found.chosen, BEGUN + found.rejected) == (f" {STRONG}", GOES_ON)
+
+
+def test_a_helpful_answer_that_has_begun_goes_on():
+    found = recovered(pair_in("benign", GOES_ON, "I can't help with X."))
+    assert found.prompt[-1]["content"] == BEGUN
+    assert BEGUN + found.chosen == GOES_ON
+    assert found.rejected == " I can't help with X."
+
+
+def test_an_answer_begun_by_the_attack_is_begun_further():
+    pair = pair_in("safety", " I can't.", " how X is done: take a bowl and stir slowly.", "Sure, here is")
+    found = recovered(pair)
+    assert [turn["role"] for turn in found.prompt] == [turn["role"] for turn in pair.prompt]
+    assert found.prompt[-1]["content"] == "Sure, here is how X is done:"
+    assert found.chosen == " I can't."
+
+
+@pytest.mark.parametrize("domain", ["toxicity", "legal"])
+def test_elsewhere_nothing_is_turned_away_from(domain: Any):
+    attack = replace(ATTACK, harmful=None, domain=domain)
+    assert recovery(made(candidates((GOES_ON, 0.1), (STRONG, 0.9), attack=attack))) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["Okay.", "It has no end", "It ends. Here and now.", "Only 1. numbers end 2. in a 3. list of steps"],
+)
+def test_an_answer_without_a_sentence_before_a_rest_has_no_middle(answer: str):
+    assert recovery(pair_in("safety", "I won't do X.", answer)) is None
+
+
+def test_the_share_of_recoveries_is_drawn_by_the_pair_alone():
+    pairs = [pair_in("safety", STRONG, f"{GOES_ON} And {number} more.") for number in range(60)]
+    assert recoveries(pairs, 0.0) == []
+    assert len(every := recoveries(pairs, 1.0)) == 60
+    half = recoveries(pairs, 0.5)
+    assert 15 <= len(half) <= 45
+    assert recoveries(pairs[::-1], 0.5)[::-1] == half == [row for row in every if row in half]
+    assert not {row.id for row in every} & {pair.id for pair in pairs}

@@ -36,6 +36,7 @@ def pair(session: Session, number: int) -> None:
                 system=session.config.system,
                 min_margin=rules.min_margin,
                 min_quality=rules.min_quality,
+                max_quality=rules.max_quality,
                 max_length_ratio=rules.max_length_ratio,
             )
             if isinstance(outcome, Pair) and stable_hash(outcome.id) in seen:

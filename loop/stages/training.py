@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from loop.config import TrainConfig
 from loop.errors import AlignloopError
+from loop.preferences import recoveries
 from loop.records import Pair, read_jsonl, stable_hash, write_jsonl
 from loop.rundir import log, replacing, write_json
 from loop.session import Policy, Session
@@ -25,7 +26,10 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": 
 
 
 def train(session: Session, number: int, policy: Policy) -> None:
-    """pairs → adapter/: DPO on the pairs of this iteration and, with replay, of those before it."""
+    """pairs → adapter/: DPO on the pairs of this iteration and, with replay, of those before it.
+
+    With `train.recovery` on recovery examples of them too.
+    """
     folder, config = session.run.iteration(number), session.config.train
     if (folder / "adapter").exists():
         return
@@ -35,7 +39,7 @@ def train(session: Session, number: int, policy: Policy) -> None:
         session,
         number,
         folder,
-        pairs,
+        [*pairs, *recoveries(pairs, config.recovery)],
         base=session.config.policy,
         start=policy if config.start_from == "policy" else None,
         reference="start" if config.reference == "start" else "base",
