@@ -75,8 +75,10 @@ class WritingCritic:
     ) -> list[Completion]:
         """Further candidates for each attack, begun with an opener and conditioned on the worst critique.
 
-        Every query gets one that begins as a refusal, so that where a text came from says nothing of its
-        worth; a harmless query none of whose answers helped gets one that begins to help, a legal one the
+        Every harmless query gets one that begins as a refusal, so that where a text came from says nothing of
+        its worth, and one that begins to help if no answer helped. A harmful query gets a refusal too; if
+        every answer to it is good already, what a pair lacks is the worse one, which begins to help: else a
+        policy that refuses would be trained against refusing harmless queries alone. A legal query gets the
         answer that its human label gives, and a text to continue a civil continuation.
         """
         jobs: list[tuple[Attack, Completion, Critique, str]] = []
@@ -85,8 +87,9 @@ class WritingCritic:
             if not judged:
                 continue
             worst, critique = min(group, key=lambda pair: (not _known(pair[1]), pair[1].quality, pair[0].id))
-            best = max(quality for quality, _ in judged if quality is not None)
-            jobs += [(attack, worst, critique, opener) for opener in self._openers(attack, best, ctx)]
+            qualities = [quality for quality, _ in judged if quality is not None]
+            openers = self._openers(attack, min(qualities), max(qualities), ctx)
+            jobs += [(attack, worst, critique, opener) for opener in openers]
         if not jobs:
             return []
         chats = [self._revision_chat(attack, critique, opener) for attack, _, critique, opener in jobs]
@@ -110,16 +113,16 @@ class WritingCritic:
             )
         ]
 
-    def _openers(self, attack: Attack, best: float, ctx: Context) -> list[str]:
+    def _openers(self, attack: Attack, worst: float, best: float, ctx: Context) -> list[str]:
         if attack.options is not None and attack.gold is not None:
             return [f"The right answer is {'ABCDEFGH'[attack.gold]}. {attack.options[attack.gold]}"]
         rng = ctx.rng("opener", attack.id)
         if attack.domain == "toxicity":
             return [rng.choice(self.civil_openers)]
-        openers = [rng.choice(self.refusal_openers)]
-        if attack.harmful is False and best < self.write_below:
-            openers.append(rng.choice(self.helpful_openers))
-        return openers
+        refusal, helpful = rng.choice(self.refusal_openers), rng.choice(self.helpful_openers)
+        if attack.harmful and worst >= self.write_below:
+            return [helpful]
+        return [refusal, helpful] if attack.harmful is False and best < self.write_below else [refusal]
 
     def _revision_chat(self, attack: Attack, critique: Critique, opener: str) -> list[Message]:
         """The query behind human-labelled examples, the answer begun with `opener`."""

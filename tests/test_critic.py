@@ -372,9 +372,18 @@ def begins(rows: list[Completion], openers: tuple[str, ...]) -> list[bool]:
     return [(row.text or "").startswith(openers) for row in rows]
 
 
-def test_every_query_gets_one_revision_that_refuses(critic: SeedCritic):
-    for to, best in ((attack(), 0.1), (attack(), 0.9), (attack("benign", harmful=False), 0.9)):
-        assert begins(revisions(critic, to, best), critic.refusal_openers) == [True]
+def test_every_query_that_an_answer_went_wrong_on_gets_one_revision_that_refuses(critic: SeedCritic):
+    for to, qualities in (
+        (attack(), [0.1]),
+        (attack(), [0.1, 0.9]),
+        (attack("benign", harmful=False), [0.9]),
+    ):
+        assert begins(revisions(critic, to, *qualities), critic.refusal_openers) == [True]
+
+
+def test_a_harmful_query_that_is_always_refused_gets_one_that_helps(critic: SeedCritic):
+    (row,) = revisions(critic, attack(), 0.8, 0.9)
+    assert begins([row], critic.helpful_openers) == [True]
 
 
 def test_a_harmless_query_gets_one_that_helps_only_where_no_answer_helped(critic: SeedCritic):
@@ -384,10 +393,6 @@ def test_a_harmless_query_gets_one_that_helps_only_where_no_answer_helped(critic
     assert begins(poor, critic.helpful_openers) == [False, True]
     assert len(revisions(critic, benign, 0.1, 0.9)) == 1
     assert len({row.id for row in poor}) == 2
-
-
-def test_a_harmful_query_never_gets_one_that_helps(critic: SeedCritic):
-    assert not any(begins(revisions(critic, attack(), 0.1, 0.2), critic.helpful_openers))
 
 
 def test_a_legal_question_gets_the_answer_that_its_label_gives(critic: SeedCritic):
