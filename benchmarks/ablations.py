@@ -181,6 +181,7 @@ ABLATIONS: Mapping[str, Ablation] = {
         [*CRITIC, *ATTACKS],
     ),
     "revision-without-critique": Ablation([_critic("Uncritical")], CRITIQUES),
+    "no-recovery": Ablation(["train.recovery=0"], PAIRS),
     "always-opener": Ablation(
         [_critic("ByOrigin"), "seeds.critic=0"],
         [*ANSWERS, "revisions.jsonl"],
@@ -197,11 +198,14 @@ ABLATIONS: Mapping[str, Ablation] = {
         against=2,
         otherwise="fixed-attacker",
     ),
+    # a further iteration on the same answers
+    "any-rejected": Ablation(["pairs.max_quality=2"], REVISIONS, after=1, against=2),
+    "reference-start": Ablation(["train.reference=start"], PAIRS, after=1, against=2),
     # losses
     **{name: Ablation(_loss(name), PAIRS) for name in ("sft", "sigmoid", "ipo")},
     "robust": Ablation(_loss("robust", 0.1), PAIRS),
     # label noise
-    **{f"flip-{noise}": Ablation([], PAIRS, partial(flipped, share=noise / 100)) for noise in NOISE},
+    "flip-30": Ablation([], PAIRS, partial(flipped, share=0.3)),
     **{
         f"robust-flip-{noise}": Ablation(
             _loss("robust", noise / 100), PAIRS, partial(flipped, share=noise / 100)

@@ -170,7 +170,7 @@ def test_without_the_harmless_attacks_their_answers_and_critiques_are_gone_too(r
 def test_flips_exchange_that_share_of_the_pairs_and_fewer_are_a_part_of_more(reference: RunDir) -> None:
     before = {row.id: row for row in read_jsonl(reference.iteration(1) / "pairs.jsonl", Pair)}
     flipped: list[set[str]] = []
-    for name in ("flip-10", "flip-20", "robust-flip-20", "flip-30"):
+    for name in ("robust-flip-10", "robust-flip-20", "robust-flip-30", "flip-30"):
         folder = made(reference, name).iteration(1)
         after = {row.id: row for row in read_jsonl(folder / "pairs.jsonl", Pair)}
         assert list(after) == list(before)
@@ -185,9 +185,9 @@ def test_flips_exchange_that_share_of_the_pairs_and_fewer_are_a_part_of_more(ref
         # By the judge all were right before.
         assert audit["agreement"]["all"]["value"] == 1 - len(ids) / len(before)
         flipped.append(ids)
-    ten, twenty, other_twenty, thirty = flipped
+    ten, twenty, thirty, other_thirty = flipped
     assert [len(ten), len(twenty), len(thirty)] == [1, 2, 2]
-    assert ten < twenty == other_twenty <= thirty
+    assert ten < twenty <= thirty == other_thirty
 
 
 def test_the_random_critic_gets_the_same_answers_with_their_labels_dealt_anew(reference: RunDir) -> None:
