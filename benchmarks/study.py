@@ -10,7 +10,7 @@ each step what was run, its seconds, the machine, the version and the state of g
 cpu-S/         the recipe (--config) by seed S
 ablations/     NAME/ablation.json: one change to cpu-0 each (benchmarks/ablations.py), held against cpu-0
 evals/         the test half, with --test alone: it is opened once, for the document
-objections/    what a sceptic would object (benchmarks/objections.py); without --test of some dev items
+objections/    what a sceptic would object (benchmarks/objections.py); without --test of dev items
 cpu-0/grid/    every attacker against every policy
 side/          usual ways to align the same model (benchmarks/side_by_side.py)
 docs/results/  the tables (benchmarks/results.py)
@@ -60,8 +60,10 @@ FIRST = "cpu-0"
 """The run that all but the other seeds' runs is about."""
 AGAIN = 1000
 """Seed of what is drawn when the base is measured again; no run has it."""
-SOME = 60
-"""Items of each suite that the objections are looked into with, before the test half is."""
+SOME = {"dev": 60, "test": 120}
+"""Items of each suite that the objections are looked into with."""
+MOST = 250
+"""Items of each suite of the test half: all of safety, over-refusal and capability, half of the two others."""
 DOCS = Path("docs")
 
 
@@ -285,7 +287,8 @@ def _evals(study: Study) -> list[Step]:
     found: list[Step] = []
     for name, policy in policies.items():
         folder = study.runs / "evals" / name
-        terms = ["--suites", suites, *_judges(study), "--split", "test", "--seed", "0", "--out", str(folder)]
+        terms = ["--suites", suites, *_judges(study), "--split", "test", "--limit", str(MOST)]
+        terms += ["--seed", "0", "--out", str(folder)]
         command = ["loop.cli", "eval", policy, *terms]
         found.append(_command(study, f"evals/{name}", [folder / "results.json"], command))
     return found
@@ -300,7 +303,8 @@ def _objections(study: Study) -> Step:
     config, out = study.config, study.runs / "objections"
     models = [config.models[config.policy].weights]
     models += [study.policy(number) for number in range(1, config.iterations + 1)]
-    which = ["--split", "test"] if study.test else ["--split", "dev", "--limit", str(SOME)]
+    split = "test" if study.test else "dev"
+    which = ["--split", split, "--limit", str(SOME[split])]
     named = config.roles.attacker.args.get("strategies") or []
     seen = ["--trained-on", ",".join(named)] if named else []
     terms = [*which, "--max-tokens", str(config.heldout.max_tokens), *seen, "--out", str(out)]
