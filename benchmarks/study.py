@@ -63,7 +63,7 @@ AGAIN = 1000
 SOME = {"dev": 60, "test": 120}
 """Items of each suite that the objections are looked into with."""
 MOST = 250
-"""Items of each suite of the test half: all of safety, over-refusal and capability, half of the two others."""
+"""Items of a suite of the test half: all of safety, over-refusal, capability; half of toxicity and legal."""
 DOCS = Path("docs")
 
 
