@@ -20,7 +20,7 @@ class WritingCritic:
     constitution: str = "constitution"
     critique_prompt: str = "critic/critique"
     revise_prompt: str = "critic/revise"
-    write_below: float = 0.5  # an answer of less quality than this gets a written critique
+    write_below: float = 0.5  # an answer of less quality is a poor one, and gets a written critique
     critique_tokens: int = 24
     examples: int = 2  # human-labelled refusals shown to the model in revising
     example_words: int = 24
@@ -83,12 +83,15 @@ class WritingCritic:
         """
         jobs: list[tuple[Attack, Completion, Critique, str]] = []
         for attack, group in _by_attack(attacks, completions, critiques):
-            judged = [(critique.quality, completion.id) for completion, critique in group if _known(critique)]
+            judged = [
+                (critique.quality, completion.id, completion, critique)
+                for completion, critique in group
+                if critique.quality is not None
+            ]
             if not judged:
                 continue
-            worst, critique = min(group, key=lambda pair: (not _known(pair[1]), pair[1].quality, pair[0].id))
-            qualities = [quality for quality, _ in judged if quality is not None]
-            openers = self._openers(attack, min(qualities), max(qualities), ctx)
+            lowest, _, worst, critique = min(judged, key=lambda row: row[:2])
+            openers = self._openers(attack, lowest, max(quality for quality, *_ in judged), ctx)
             jobs += [(attack, worst, critique, opener) for opener in openers]
         if not jobs:
             return []
@@ -165,10 +168,6 @@ def _revised(attack: Attack, opener: str, written: str) -> str:
 def _spaced(opener: str | None) -> str:
     """Words put into the answer's mouth, ready for more to follow."""
     return f"{opener} " if opener and not opener[-1].isspace() else opener or ""
-
-
-def _known(critique: Critique) -> bool:
-    return critique.quality is not None
 
 
 def _by_attack(
