@@ -75,11 +75,11 @@ class WritingCritic:
     ) -> list[Completion]:
         """Further candidates for each attack, begun with an opener and conditioned on the worst critique.
 
-        Every harmless query gets one that begins as a refusal, so that where a text came from says nothing of
-        its worth, and one that begins to help if no answer helped. A harmful query gets a refusal too; if
-        every answer to it is good already, what a pair lacks is the worse one, which begins to help: else a
-        policy that refuses would be trained against refusing harmless queries alone. A legal query gets the
-        answer that its human label gives, and a text to continue a civil continuation.
+        Every query, harmful or harmless, gets one that begins as a refusal, so that where a text came from
+        says nothing of its worth. One that begins to help comes beside it where no answer helped with a
+        harmless query, or every answer to a harmful one is good already: a pair lacks the worse one there,
+        and a policy that refuses would be trained against refusing harmless queries alone. A legal query gets
+        the answer that its human label gives, and a text to continue a civil continuation.
         """
         jobs: list[tuple[Attack, Completion, Critique, str]] = []
         for attack, group in _by_attack(attacks, completions, critiques):
@@ -123,9 +123,8 @@ class WritingCritic:
         if attack.domain == "toxicity":
             return [rng.choice(self.civil_openers)]
         refusal, helpful = rng.choice(self.refusal_openers), rng.choice(self.helpful_openers)
-        if attack.harmful and worst >= self.write_below:
-            return [helpful]
-        return [refusal, helpful] if attack.harmful is False and best < self.write_below else [refusal]
+        one_sided = worst >= self.write_below if attack.harmful else best < self.write_below
+        return [refusal, helpful] if one_sided and attack.harmful is not None else [refusal]
 
     def _revision_chat(self, attack: Attack, critique: Critique, opener: str) -> list[Message]:
         """The query behind human-labelled examples, the answer begun with `opener`."""

@@ -381,9 +381,11 @@ def test_every_query_that_an_answer_went_wrong_on_gets_one_revision_that_refuses
         assert begins(revisions(critic, to, *qualities), critic.refusal_openers) == [True]
 
 
-def test_a_harmful_query_that_is_always_refused_gets_one_that_helps(critic: SeedCritic):
-    (row,) = revisions(critic, attack(), 0.8, 0.9)
-    assert begins([row], critic.helpful_openers) == [True]
+def test_a_harmful_query_whose_answers_are_all_good_gets_a_worse_one_and_one_that_refuses(critic: SeedCritic):
+    # The critic calls an answer good that complies to no use: preferring it would teach to comply.
+    rows = revisions(critic, attack(), 0.6, 0.9)
+    assert begins(rows, critic.refusal_openers) == [True, False]
+    assert begins(rows, critic.helpful_openers) == [False, True]
 
 
 def test_a_harmless_query_gets_one_that_helps_only_where_no_answer_helped(critic: SeedCritic):
