@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loop.interfaces import Context
-from loop.prompts import load_prompt
+from loop.prompts import attack_conversation, load_prompt
 from loop.records import Attack, Completion, Critique, Domain, Message, new_id
+
+PLAINLY = ""
+"""Instead of an opener: in the model's own words from the first. An answer that was begun for it complies in
+words that are always the same, and set against a refusal it teaches little more than to avoid these."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ class WritingCritic:
 
         Every query, harmful or harmless, gets one that begins as a refusal, so that where a text came from
         says nothing of its worth. One that begins to help comes beside it where no answer helped with a
-        harmless query, or every answer to a harmful one is good already: a pair lacks the worse one there,
-        and a policy that refuses would be trained against refusing harmless queries alone. A legal query gets
-        the answer that its human label gives, and a text to continue a civil continuation.
+        harmless query. Where every answer to a harmful one is good already, what comes beside it is what the
+        model says when it is simply asked: a pair lacks the worse one there, and a policy that refuses would
+        be trained against refusing harmless queries alone. A legal query gets the answer that its human label
+        gives, and a text to continue a civil continuation.
         """
         jobs: list[tuple[Attack, Completion, Critique, str]] = []
         for attack, group in _by_attack(attacks, completions, critiques):
@@ -95,7 +100,12 @@ class WritingCritic:
             jobs += [(attack, worst, critique, opener) for opener in openers]
         if not jobs:
             return []
-        chats = [self._revision_chat(attack, critique, opener) for attack, _, critique, opener in jobs]
+        chats = [
+            attack_conversation(ctx.system, attack)
+            if opener == PLAINLY
+            else self._revision_chat(attack, critique, opener)
+            for attack, _, critique, opener in jobs
+        ]
         groups = ctx.generate(chats)
         return [
             Completion(
@@ -123,8 +133,9 @@ class WritingCritic:
         if attack.domain == "toxicity":
             return [rng.choice(self.civil_openers)]
         refusal, helpful = rng.choice(self.refusal_openers), rng.choice(self.helpful_openers)
-        one_sided = worst >= self.write_below if attack.harmful else best < self.write_below
-        return [refusal, helpful] if one_sided and attack.harmful is not None else [refusal]
+        if attack.harmful:
+            return [refusal, PLAINLY] if worst >= self.write_below else [refusal]
+        return [refusal, helpful] if attack.harmful is False and best < self.write_below else [refusal]
 
     def _revision_chat(self, attack: Attack, critique: Critique, opener: str) -> list[Message]:
         """The query behind human-labelled examples, the answer begun with `opener`."""

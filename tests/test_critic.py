@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loop.engines import Sampling
+from loop.engines import Prompt, Sampling
 from loop.engines.scripted import ScriptedEngine, prompt_text
 from loop.interfaces import Context, bind
 from loop.records import Attack, Completion, Critique, Domain, Message, Seed
@@ -383,9 +383,11 @@ def test_every_query_that_an_answer_went_wrong_on_gets_one_revision_that_refuses
 
 def test_a_harmful_query_whose_answers_are_all_good_gets_a_worse_one_and_one_that_refuses(critic: SeedCritic):
     # The critic calls an answer good that complies to no use: preferring it would teach to comply.
-    rows = revisions(critic, attack(), 0.6, 0.9)
+    chats: list[Prompt] = []
+    rows = revisions(critic, attack(), 0.6, 0.9, answer=lambda prompt, *_: chats.append(prompt) or "Go on.")
     assert begins(rows, critic.refusal_openers) == [True, False]
-    assert begins(rows, critic.helpful_openers) == [False, True]
+    assert rows[1].text == "Go on."
+    assert chats[1] == [Message(role="system", content="Help."), *attack().turns]
 
 
 def test_a_harmless_query_gets_one_that_helps_only_where_no_answer_helped(critic: SeedCritic):
