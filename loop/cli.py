@@ -1,5 +1,6 @@
 """The command line: verbs become calls, errors become one line."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -413,6 +414,8 @@ def doctor(debug: Debug = False) -> None:
 
 def main() -> None:
     """Runs the command line; an error that a person can mend is one line and its exit code."""
+    # A scheduler's way to say Ctrl-C. By default the run alone would end, and its training process go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AlignloopError as error:

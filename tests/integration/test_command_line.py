@@ -1,5 +1,6 @@
 """What a person meets at the terminal: exit codes, one line for an error, and verbs that need no model."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -119,8 +120,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert "taken" in _one_line(done)
 
 
-def _interrupted(arguments: list[str], cwd: Path, moment: str) -> "CompletedProcess[str]":
-    """Presses Ctrl-C, which a terminal tells to the whole process group, once `moment` is there."""
+def _interrupted(
+    arguments: list[str], cwd: Path, moment: str, terminated: bool = False
+) -> "CompletedProcess[str]":
+    """At `moment` Ctrl-C, which a terminal tells to the whole process group, or SIGTERM to the run alone."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "loop.cli", *arguments]
     with (cwd / "stderr").open("w+") as stderr:
@@ -130,7 +133,10 @@ def _interrupted(arguments: list[str], cwd: Path, moment: str) -> "CompletedProc
         while not (cwd / moment).exists():
             assert process.poll() is None, (cwd / "stderr").read_text(encoding="utf-8")
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
+        if terminated:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
     return CompletedProcess(command, process.returncode, "", (cwd / "stderr").read_text(encoding="utf-8"))
 
@@ -145,14 +151,17 @@ def test_an_interrupted_run_says_how_to_resume(
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_in_training_says_so_once(
-    config: Path, without_baseline: Callable[[Path], None], tmp_path: Path
+@pytest.mark.parametrize(("moment", "terminated"), [("job.json", False), ("checkpoint-2", True)])
+def test_a_run_interrupted_in_training_says_so_once_and_trains_no_further(
+    config: Path, without_baseline: Callable[[Path], None], tmp_path: Path, moment: str, terminated: bool
 ) -> None:
     without_baseline(tmp_path / "runs" / "whole")
-    moment = "runs/whole/iterations/001/adapter.work/job.json"
-    done = _interrupted(["run", str(config)], tmp_path, moment)
+    iteration = "runs/whole/iterations/001"
+    done = _interrupted(["run", str(config)], tmp_path, f"{iteration}/adapter.work/{moment}", terminated)
     assert done.returncode == 130
     assert _one_line(done) == "alignloop: interrupted; the same command resumes"
+    with (tmp_path / iteration / "train" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize(
