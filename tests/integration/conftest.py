@@ -1,9 +1,11 @@
 """A whole run without a model to talk to: a scripted engine, mild seeds, real training of a tiny llama."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,24 +95,39 @@ def _seeds() -> list[Seed]:
 
 
 @pytest.fixture(scope="session")
-def alignloop() -> Alignloop:
+def alignloop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alignloop]:
     """`alignloop("run", …, cwd=folder)`: the command line in a process of its own; `sabotage` kills it."""
+    folder = tmp_path_factory.mktemp("output")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    forked = subprocess.Popen(
+        [sys.executable, str(HERE / "forked.py")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert forked.stdin and forked.stdout
+    asked, told = forked.stdin, forked.stdout
 
     def call(*arguments: object, cwd: Path, sabotage: str = "") -> "subprocess.CompletedProcess[str]":
         paths = [str(HERE / "sabotage"), str(ROOT)] if sabotage else [str(ROOT)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "loop.cli", *map(str, arguments)],
-            cwd=cwd,
-            env={**environment, "ALIGNLOOP_SABOTAGE": sabotage, "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            # A group of its own: sabotage kills all of it.
-            start_new_session=True,
-            check=False,
-        )
+        own = {"PYTHONPATH": os.pathsep.join(paths), "ALIGNLOOP_SABOTAGE": sabotage, "COLUMNS": "200"}
+        out, err = (Path(tempfile.mkstemp(dir=folder)[1]) for _ in range(2))
+        command = list(map(str, arguments))
+        run: dict[str, object] = {
+            "arguments": command,
+            "cwd": str(cwd),
+            "environment": {**environment, **own},
+            "out": str(out),
+            "err": str(err),
+        }
+        print(json.dumps(run), file=asked, flush=True)
+        code = int(told.readline())
+        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
-    return call
+    yield call
+    asked.close()
+    forked.wait()
 
 
 @pytest.fixture(scope="session")
