@@ -98,10 +98,9 @@ def _seeds() -> list[Seed]:
 def alignloop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alignloop]:
     """`alignloop("run", …, cwd=folder)`: the command line in a process of its own; `sabotage` kills it."""
     folder = tmp_path_factory.mktemp("output")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     forked = subprocess.Popen(
         [sys.executable, str(HERE / "forked.py")],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -117,7 +116,7 @@ def alignloop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alignloop]:
         run: dict[str, object] = {
             "arguments": command,
             "cwd": str(cwd),
-            "environment": {**environment, **own},
+            "environment": own,
             "out": str(out),
             "err": str(err),
         }

@@ -1,8 +1,9 @@
 """Runs command lines in forks of one process that has already loaded what each of them would load first.
 
-That takes ten seconds of a core, and some tests start sixty runs. A line of JSON on the standard input starts
-one: `arguments`, `cwd`, `environment`, and the files for its output, `out` and `err`. When it has ended, its
-exit code comes as a line, negative for a signal. Each run is a process with a group and an end of its own.
+That takes ten seconds of a core, and some tests start sixty runs. A line of JSON on the standard input
+starts one: `arguments`, `cwd`, what its `environment` has besides this process's, and the files for its
+output, `out` and `err`. When it has ended, its exit code comes as a line, negative for a signal. Each run is
+a process with a group and an end of its own.
 """
 
 import json
@@ -29,7 +30,6 @@ def become(arguments: Sequence[str], cwd: str, environment: Mapping[str, str], o
     """Makes this process what `python -m loop.cli` would be, and runs it."""
     os.setsid()  # sabotage kills a whole group
     os.chdir(cwd)
-    os.environ.clear()
     os.environ.update(environment)
     for number, path in enumerate((os.devnull, out, err)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
