@@ -200,7 +200,7 @@ ABLATIONS: Mapping[str, Ablation] = {
     ),
     # a further iteration on the same answers
     "any-rejected": Ablation(["pairs.max_quality=2"], REVISIONS, after=1, against=2),
-    "reference-start": Ablation(["train.reference=start"], PAIRS, after=1, against=2),
+    "reference-base": Ablation(["train.reference=base"], PAIRS, after=1, against=2),
     # losses
     **{name: Ablation(_loss(name), PAIRS) for name in ("sft", "sigmoid", "ipo")},
     "robust": Ablation(_loss("robust", 0.1), PAIRS),
