@@ -127,14 +127,18 @@ def called(study: Study, step: str, command: Sequence[str]) -> None:
     try:
         with log.open("a", encoding="utf-8") as out:
             print(f"$ {shown(command)}", file=out, flush=True)
-            code = subprocess.run(
+            with subprocess.Popen(
                 [sys.executable, "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": path},
-                check=False,
-            ).returncode
+            ) as process:
+                try:
+                    code = process.wait()
+                except SystemExit:  # SIGTERM; a run that is killed hard leaves its trainer behind
+                    process.terminate()
+                    raise
     finally:
         seconds = round(time.monotonic() - start, 3)
         row = {"step": step, "command": shown(command), "seconds": seconds, "exit_code": code}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -462,6 +463,26 @@ def test_a_command_leaves_its_words_in_a_log_and_its_time_whether_it_failed_or_n
     assert seconds_by_step(here) == {"ablations/loaf": sum(row["seconds"] for row in rows)}
     assert shown(["loop.cli", "eval", "x y"]) == "alignloop eval 'x y'"
     assert sys.executable not in "".join(log)
+
+
+def test_a_study_that_is_told_to_end_tells_its_command_to_end(
+    reference: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = study(reference)
+    (tmp_path / "loaf.py").write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: exit(print('out of the oven')))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(30)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit):
+            called(here, "loaf", ["loaf"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (here.runs / "logs" / "loaf.log").read_text().splitlines()[-1] == "out of the oven"
 
 
 def test_the_list_says_what_is_done_and_how_long_it_took(reference: RunDir) -> None:
