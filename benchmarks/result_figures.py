@@ -25,7 +25,7 @@ from loop.surface import harmless
 SEEDS = (0, 1, 2)
 """The seeds that a whole study has."""
 LAST = 3
-"""The iteration that the targets speak of."""
+"""The iteration that a whole run ends with."""
 FIRST = "cpu-0"
 COMPLIANCE, REFUSAL, OVERREFUSAL = "safety.harmful_compliance", "safety.refusal", "overrefusal.refusal"
 HELPFULNESS, TWINS = "overrefusal.helpfulness", "overrefusal.twin_discrimination"
@@ -118,12 +118,12 @@ def tables(found: Row, drawn: Sequence[Row]) -> str:
         f"not run: {', '.join(found['not_run'])}" if found["not_run"] else "",
     ]
     for title, name, section in (
-        ("Targets", "targets", target_table(found)),
+        ("Targets", "targets", target_tables(found)),
         ("Held-out figures", "heldout", heldout_tables(found)),
         ("Attackers against policies", "attackers", attacker_tables(found["attackers"])),
         ("Critic, pairs and cost", "iterations", iteration_tables(found)),
         ("Ablations", "ablations", ablation_tables(found["ablations"])),
-        ("Objections", "objections", objection_tables(found["objections"])),
+        ("Objections", "objections", objection_tables(found)),
         ("Side by side", "side", side_tables(found["side"])),
     ):
         if section:
@@ -168,11 +168,28 @@ def interval(
     return told if coverage is None or coverage == 1 else f"{told} ({coverage:.0%} scored)"
 
 
-def target_table(found: Row) -> list[str]:
-    """Targets down, seeds across."""
+def target_tables(found: Row) -> list[str]:
+    """Targets down, seeds across: of what the runs hand on and, where that is another, of iteration LAST."""
+    kept = {row["seed"]: row["iteration"] for row in found["handed_on"]}
+    note = (
+        "Differences are to the base, item by item. Judged by the figure itself unless the target names its "
+        "interval, and in every seed; the objections are measured on seed 0. *Open*: met so far, but a seed "
+        "is missing or answers have no score."
+    )
+    lines: list[str] = []
+    if any(one["seeds"] for one in found["targets"]):
+        told = "Of the policy that a run hands on, the last that its gate promoted (on the dev half)."
+        lines += [told, _target_table(found, found["targets"], kept)]
+    if any(one["seeds"] for one in found["targets_last"]) and set(kept.values()) != {LAST}:
+        told = f"Of the policy of iteration {LAST}, whatever the gate said of it."
+        lines += [told, _target_table(found, found["targets_last"], dict.fromkeys(kept, LAST))]
+    return [*lines, note] if lines else []
+
+
+def _target_table(found: Row, targets: Sequence[Row], policies: Mapping[int, int]) -> str:
     seeds = sorted({*SEEDS, *found["seeds"]})
     rows: list[list[str]] = []
-    for one in found["targets"]:
+    for one in targets:
         by_seed = {row["seed"]: row for row in one["seeds"]}
         cells: list[str] = []
         for seed in seeds:
@@ -180,14 +197,8 @@ def target_table(found: Row) -> list[str]:
             told = interval(row, ends=PLAIN_ENDS, sign="+" if one["signed"] else "", digits=3)
             cells.append(f"{told} {row['note']}, n {row['n']}".replace(" ,", ",") if row else told)
         rows.append([one["target"], one["half"] or "–", *cells, one["status"]])
-    if not any(one["seeds"] for one in found["targets"]):
-        return []
-    note = (
-        f"After iteration {LAST}, whatever its gate said; differences are to the base, item by item. Judged "
-        "by the figure itself unless the target names its interval, and in every seed; the objections are "
-        "measured on seed 0. *Open*: met so far, but a seed is missing or answers have no score."
-    )
-    return [table(["target", "half", *(f"seed {seed}" for seed in seeds), ""], rows, 2), note]
+    named = [f"seed {seed}" + (f", @{policies[seed]}" if seed in policies else "") for seed in seeds]
+    return table(["target", "half", *named, ""], rows, 2)
 
 
 def heldout_tables(found: Row) -> list[str]:
@@ -246,20 +257,20 @@ def _seed_table(results: Sequence[Row], policies: Sequence[int]) -> str:
 
 def _change_table(found: Row, half: str) -> list[str]:
     rows = [row for row in found["changes"] if row["half"] == half]
-    seeds = sorted({row["seed"] for row in rows})
-    if not seeds:
+    policies = sorted({(row["seed"], row["iteration"]) for row in rows})
+    if not policies:
         return []
-    by_place = {(row["metric"], row["seed"]): row for row in rows}
+    by_place = {(row["metric"], row["seed"], row["iteration"]): row for row in rows}
     cells = [
         [
             _named(metric, "all"),
-            *(interval(by_place.get((metric, seed)), "difference", sign="+") for seed in seeds),
+            *(interval(by_place.get((metric, *policy)), "difference", sign="+") for policy in policies),
         ]
         for metric in NAMES
-        if any((metric, seed) in by_place for seed in seeds)
+        if any((metric, *policy) in by_place for policy in policies)
     ]
-    title = f"Change from the base to iteration {LAST}, item by item."
-    return [title, table(["", *(f"seed {seed}" for seed in seeds)], cells)]
+    title = f"Change from the base to what the run hands on and to iteration {LAST}, item by item."
+    return [title, table(["", *(f"seed {seed}, @{number}" for seed, number in policies)], cells)]
 
 
 def attacker_tables(grid: Row | None) -> list[str]:
@@ -380,27 +391,28 @@ def _ablated(row: Mapping[str, Any] | None) -> str:
     return f"{row['value']:.2f}{change}"
 
 
-def objection_tables(told: Row | None) -> list[str]:
+def objection_tables(found: Row) -> list[str]:
     """All but single strategies, models across; then each strategy by its family."""
+    told = found["objections"]
     if told is None:
         return []
-    models = told["models"]
+    models, kept = told["models"], _objected(found)
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in told["rows"]:
         lines.setdefault((row["objection"], objection_name(row), str(row["n"])), {})[row["model"]] = row
     head = ["objection", "", "n", *models]
     if len(models) > 1:
-        head.append(f"{models[-1]} less the base")
+        head.append(f"{kept} less the base")
     compact: list[list[str]] = []
     single: list[list[str]] = []
     alone = single_strategies(told["rows"])
     for (objection, name, asked), cells in lines.items():
         shown = [interval(cells.get(model), ends=PLAIN_ENDS) for model in models]
-        last = cells.get(models[-1])
+        last = cells.get(kept)
         if len(models) > 1:
             shown.append(interval(last, "difference", ("difference_low", "difference_high"), "+"))
         if models[0] not in cells and last and last["before"] is not None:
-            shown[0] = f"{last['before']:.2f} beside {models[-1]}"
+            shown[0] = f"{last['before']:.2f} beside {kept}"
         one = next(iter(cells.values()))
         (single if one["what"] in alone else compact).append([objection, name, asked, *shown])
     limit = f", {told['limit']} items of each suite" if told["limit"] else ""
@@ -408,8 +420,15 @@ def objection_tables(told: Row | None) -> list[str]:
         f"On the {told['split']} half{limit}. Harmful compliance ↓ but where another metric is named. Seen: "
         "the attacker that these policies were trained with had the strategy or opener."
     )
-    found = [title, table(head, compact, 2)]
-    return [*found, "Each strategy.", table(head[1:], [line[1:] for line in single])] if single else found
+    page = [title, table(head, compact, 2)]
+    return [*page, "Each strategy.", table(head[1:], [line[1:] for line in single])] if single else page
+
+
+def _objected(found: Row) -> str:
+    """The policy that the objections are about: what cpu-0 hands on, else the last that was asked."""
+    models = found["objections"]["models"]
+    kept = [f"{FIRST}@{row['iteration']}" for row in found["handed_on"] if row["seed"] == 0]
+    return next((name for name in kept if name in models[1:]), models[-1])
 
 
 def single_strategies(rows: Iterable[Row]) -> set[str]:
@@ -664,11 +683,11 @@ def _whisker(
 
 
 def objections(found: Row) -> Drawing | None:
-    """Harmful compliance of the base and of the last policy, a line for each way of asking."""
+    """Harmful compliance of the base and of what cpu-0 hands on, a line for each way of asking."""
     told = found["objections"]
     if told is None or len(told["models"]) < 2:
         return None
-    base, last = told["models"][0], told["models"][-1]
+    base, last = told["models"][0], _objected(found)
     lines: dict[tuple[str, str], dict[str, Row]] = {}
     alone = single_strategies(told["rows"])
     for row in told["rows"]:

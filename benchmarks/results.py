@@ -96,17 +96,21 @@ def gather(study: Path, command: str) -> Row:
     seeds = sorted(int(run.name[4:]) for run in study.glob("cpu-*") if run.name[4:].isdigit())
     evals = list(find_evals(study, seeds))
     results = [row for one in evals for row in figures(one)]
+    run = [row for seed in seeds for row in iterations(study, seed)]
+    kept = handed_on(run)
     found: Row = {
         "command": command,
         "made_by": made_by(study),
         "not_run": [],
         "last": LAST,
         "seeds": seeds,
+        "handed_on": [{"seed": seed, "iteration": number} for seed, number in kept.items()],
         "targets": [],
+        "targets_last": [],
         "summary": summary(results),
         "results": results,
-        "changes": list(changes(evals)),
-        "iterations": [row for seed in seeds for row in iterations(study, seed)],
+        "changes": list(changes(evals, kept)),
+        "iterations": run,
         "labels": [labels(study, seed) for seed in seeds],
         "attackers": attackers(study),
         "ablations": ablations(study),
@@ -116,7 +120,8 @@ def gather(study: Path, command: str) -> Row:
     if not (results or found["ablations"] or found["objections"]):
         raise DataError(f"{study}: nothing of a study here; `python -m benchmarks.study` makes one")
     found["not_run"] = not_run(study, evals, found)
-    found["targets"] = targets(found)
+    found["targets"] = targets(found, kept)
+    found["targets_last"] = targets(found, dict.fromkeys(expected(seeds), LAST))
     return rounded(found)
 
 
@@ -187,18 +192,27 @@ def summary(results: Sequence[Row]) -> list[Row]:
     return found
 
 
-def changes(evals: Sequence[Eval]) -> Iterator[Row]:
-    """Each metric of NAMES from a seed's base to its iteration LAST, item by item."""
+def handed_on(run: Sequence[Row]) -> dict[int, int]:
+    """By seed what a run of LAST iterations ends with: the last policy that was promoted, else the base."""
+    whole = sorted({row["seed"] for row in run if row["iteration"] == LAST and row["gate"]})
+    return {
+        seed: max((row["iteration"] for row in run if row["seed"] == seed and row["promoted"]), default=0)
+        for seed in whole
+    }
+
+
+def changes(evals: Sequence[Eval], kept: Mapping[int, int]) -> Iterator[Row]:
+    """Each metric of NAMES from a seed's base to iteration LAST and to the one in `kept`, item by item."""
     by_place = {(one.half, one.seed, one.number): one for one in evals}
     for (half, seed, policy), one in by_place.items():
         base = by_place.get((half, seed, 0))
-        if policy != LAST or base is None:
+        if not policy or policy not in (LAST, kept.get(seed)) or base is None:
             continue
         before, after = load_side(base.name), load_side(one.name)
         for change in compare(before, after, dict.fromkeys(NAMES, ANY)).changes:
             metric = f"{change.suite}.{change.metric}"
             if metric in NAMES:
-                row: Row = {"half": half, "seed": seed, "metric": metric}
+                row: Row = {"half": half, "seed": seed, "iteration": policy, "metric": metric}
                 row |= picked(vars(change), ("before", "after", *CHANGE))
                 if metric == TOXICITY:
                     pairs = pair_up(after.rows, before.rows, BUILT_IN["toxicity"], "expected_max", "the base")
@@ -439,14 +453,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures that targets read: of one half, and the objections."""
+    """The figures that targets read: of one half and, by seed, one policy; and the objections."""
 
     half: Half
+    policies: Mapping[int, int]
     found: Row
 
     def levels(self, seed: int, metric: str) -> dict[str, Row]:
-        """A metric at iteration LAST by category."""
-        wanted = (self.half, seed, LAST, metric)
+        """A metric by category."""
+        wanted = (self.half, seed, self.policies.get(seed), metric)
         rows = self.found["results"]
         return {
             row["category"]: row
@@ -456,13 +471,14 @@ class Measured:
 
     def change(self, seed: int, metric: str) -> Row | None:
         """A metric's paired difference to the base."""
-        wanted = (self.half, seed, metric)
+        wanted = (self.half, seed, self.policies.get(seed), metric)
+        keys = ("half", "seed", "iteration", "metric")
         rows = self.found["changes"]
-        return next((row for row in rows if (row["half"], row["seed"], row["metric"]) == wanted), None)
+        return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
 
     def objection(self, name: str, what: str) -> Row | None:
-        """A line of the objections, for cpu-0 at iteration LAST."""
-        wanted = (name, what, f"{FIRST}@{LAST}", "harmful_compliance", "all")
+        """A line of the objections, for cpu-0."""
+        wanted = (name, what, f"{FIRST}@{self.policies.get(0)}", "harmful_compliance", "all")
         rows: list[Row] = (self.found["objections"] or {"rows": []})["rows"]
         keys = ("objection", "what", "model", "metric", "category")
         return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
@@ -595,16 +611,17 @@ TARGETS = (
 )
 
 
-def targets(found: Row) -> list[Row]:
+def targets(found: Row, policies: Mapping[int, int]) -> list[Row]:
     """Each target with its outcome by seed and `status`: met, not met, open, or not run.
 
+    `policies` says by seed which iteration's is asked.
     Not met if it isn't in one seed; met if it is in every seed of SEEDS and every further one; else open.
     """
     told: list[Row] = []
     seeds = expected(found["seeds"])
     tested = {row["seed"] for row in found["changes"] if row["half"] == "test"}
     half: Half = "test" if tested >= set(seeds) else "dev"
-    measured = Measured(half, found)
+    measured = Measured(half, policies, found)
     asked_of = found["objections"]
     for target in TARGETS:
         asked = [0] if target.objected else seeds
