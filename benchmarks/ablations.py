@@ -2,7 +2,12 @@
 
 An ablation is a run of its own that shares with cpu-0, byte for byte, all that it doesn't touch: the baseline
 and, of the iteration that it makes, the first stages' files. So both have the same attacks and the same
-budget. Its policy is held against cpu-0's, item by item, on the held-out dev half.
+budget.
+
+What is changed about a first iteration is held against `default`, item by item, on the held-out dev half: the
+recipe's first iteration at a higher learning rate. The recipe goes its way in three iterations; alone one of
+them is half the way, where whatever merely learns faster looks better. What is changed about a further
+iteration is held against cpu-0's own.
 """
 
 import json
@@ -45,6 +50,19 @@ CRITIQUES = (*CRITIC, *ANSWERS, "critiques.jsonl", "attack_measures.json")
 REVISIONS = (*CRITIQUES, "revisions.jsonl", "revision_critiques.jsonl")
 PAIRS = (*REVISIONS, "pairs.jsonl", "pair_audit.json")
 
+STAGES = {
+    "fit critic": "critic",
+    "validate": "critic",
+    "attack": "attacks.jsonl",
+    "answer": "completions.jsonl",
+    "critique": "critiques.jsonl",
+    "measure": "attack_measures.json",
+    "revise": "revisions.jsonl",
+    "pair": "pairs.jsonl",
+}
+"""What each stage makes, by its name in timings.jsonl."""
+
+AT_ONCE = "train.dpo.learning_rate=7.0e-4"
 # Guards that would end what is to be measured; none of them changes a row.
 UNGUARDED = ("validity.auc=0", "validity.coverage=0", "pairs.min_agreement=0")
 SHUFFLED = "shuffled.jsonl"
@@ -65,14 +83,15 @@ class Ablation:
     `over` are config overrides, `{run}` in them is the ablation's folder; `times` multiplies attacks and
     steps of training. Iterations up to `after` are copied whole, the last taken as promoted whatever its gate
     said, and of the next one the files in `keeps`. The policy of that one is held against cpu-0@`against`;
-    where cpu-0 began it from another policy, against the ablation `otherwise`, if one is named.
+    where cpu-0 began it from another policy, against the ablation `otherwise`, if one is named. Without
+    `against` it is a first iteration AT_ONCE, held against the ablation `default`.
     """
 
     over: Sequence[str] = ()
     keeps: Sequence[str] = ()
     prepare: Prepare = as_copied
     after: int = 0
-    against: int = 1
+    against: int | None = None
     otherwise: str | None = None
     times: int = 1
 
@@ -169,7 +188,10 @@ def _loss(name: str, smoothing: float = 0.0) -> list[str]:
 NOISE = (10, 20, 30)
 """Percent of the pairs."""
 
+DEFAULT = "default"
+
 ABLATIONS: Mapping[str, Ablation] = {
+    DEFAULT: Ablation(keeps=PAIRS),
     # what is asked, and what is preferred to what
     "no-benign": Ablation(
         ["attacks.benign=0"],
@@ -228,11 +250,12 @@ def arguments(reference: RunDir, root: Path, ablation: Ablation) -> list[str]:
     """What `alignloop run` gets to make the ablation in the folder `root`."""
     config = str(reference.path("config.yaml"))
     place = [f"name={root.name}", f"runs={root.parent}", f"iterations={ablation.number}"]
-    return [config, *place, *UNGUARDED, *overrides(reference, root, ablation)]
+    at_once = [AT_ONCE] if ablation.against is None else []
+    return [config, *place, *UNGUARDED, *at_once, *overrides(reference, root, ablation)]
 
 
 def overrides(reference: RunDir, root: Path, ablation: Ablation) -> list[str]:
-    """What differs from the config of the reference."""
+    """What differs from the config of what it is held against."""
     over = [text.format(run=root) for text in ablation.over]
     if ablation.times == 1:
         return over
@@ -270,17 +293,15 @@ def share(reference: RunDir, root: Path, ablation: Ablation) -> None:
         _keep(copy.iteration(number) / "contamination.jsonl", lambda row: row["what"] == "attack")
     for name in ("judges.json", *(["archive.jsonl"] if "attack_measures.json" in ablation.keeps else [])):
         _copied(reference.path(name), copy.path(name))
-    # What the attacks took is a part of their measures; the other stages' time is not the ablation's.
-    lines = _timings(reference)
-    shared = [line for line in lines if _is_shared(json.loads(line), ablation)]
+    shared = [line for line in _timings(reference) if _is_shared(json.loads(line), ablation)]
     copy.path("timings.jsonl").write_text("".join(f"{line}\n" for line in shared), encoding="utf-8")
     ablation.prepare(copy, reference)
     beside.rename(root)
 
 
 def _is_shared(row: Mapping[str, Any], ablation: Ablation) -> bool:
-    attacks = row["stage"] == "attack" and "attacks.jsonl" in ablation.keeps
-    return row["iteration"] < ablation.number or (row["iteration"] == ablation.number and attacks)
+    number, made = row["iteration"], STAGES.get(row["stage"])
+    return number < ablation.number or (number == ablation.number and made in ablation.keeps)
 
 
 def _copied(source: Path, target: Path) -> None:
@@ -305,7 +326,9 @@ def own_seconds(run: RunDir, reference: RunDir | None = None, iteration: int | N
 
 
 def reference_of(reference: RunDir, runs: Path, ablation: Ablation) -> str | None:
-    """What the ablation's policy is held against; None where nothing began from the same policy."""
+    """What the ablation's policy is held against; None where that is nothing."""
+    if ablation.against is None:
+        return None if ablation is ABLATIONS[DEFAULT] else f"{runs / DEFAULT}@1"
     if ablation.after and not read_json(reference.iteration(ablation.after) / "gate.json")["promoted"]:
         return ablation.otherwise and f"{runs / ablation.otherwise}@{ablation.number}"
     return f"{reference.root}@{ablation.against}"

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from benchmarks.ablations import METRICS
+from benchmarks.ablations import AT_ONCE, DEFAULT, METRICS
 from loop.heldout.suites import better
 from loop.report.sections import ARROWS, between, number
 from loop.surface import harmless
@@ -357,9 +357,11 @@ def ablation_tables(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     lines = [
-        "One change to cpu-0 each, on the dev half. In a cell the figure, and after it the paired difference "
-        "to the policy in the second column. Each interval stands for itself: where nothing differs, one in "
-        "twenty leaves 0 out all the same. *no-training* is the base against itself, drawn anew."
+        f"One change each, on the dev half. *default* is cpu-0's first iteration with {safe(AT_ONCE)}, as "
+        "are those that are held against it: one iteration has to go the whole way. In a cell the figure, "
+        "and after it the paired difference to the policy in the second column. Each interval stands for "
+        "itself: where nothing differs, one in twenty leaves 0 out all the same. *no-training* is the base "
+        "against itself, drawn anew."
     ]
     for part in (METRICS[:5], METRICS[5:]):
         head = ["", "against", *(_named(metric, "all") for metric in part)]
@@ -658,7 +660,7 @@ def _change(row: Row, metric: str) -> Row | None:
 
 
 def _ablation_name(row: Row) -> str:
-    usual = row["against"] in ("cpu-0@1", None) or row["name"] == "no-training"
+    usual = row["against"] in (f"{DEFAULT}@1", None) or row["name"] == "no-training"
     return row["name"] if usual else f"{row['name']} (to {row['against']})"
 
 

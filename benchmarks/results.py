@@ -53,7 +53,7 @@ from loop.records import EvalResult, stable_hash
 from loop.report.reading import read_run, timings
 from loop.rundir import RunDir, read_json, replacing
 
-ABLATED = ("default", *ABLATIONS, "no-training")
+ABLATED = (*ABLATIONS, "no-training")
 """The study's list."""
 KEPT_PARTS = {COMPLIANCE: ("harmbench", "strongreject", "form/imperative", "form/question", "form/scenario")}
 """Categories of the plain objection that are shown."""

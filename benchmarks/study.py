@@ -8,7 +8,7 @@ then. What the commands print is kept in logs/, how long each took in commands.j
 each step what was run, its seconds, the machine, the version and the state of git.
 
 cpu-S/         the recipe (--config) by seed S
-ablations/     NAME/ablation.json: one change to cpu-0 each (benchmarks/ablations.py), held against cpu-0
+ablations/     NAME/ablation.json: one change each (benchmarks/ablations.py), held against `default` or cpu-0
 evals/         the test half, with --test alone: it is opened once, for the document
 objections/    what a sceptic would object (benchmarks/objections.py); without --test of dev items
 cpu-0/grid/    every attacker against every policy
@@ -38,6 +38,7 @@ from typing import Any
 
 from benchmarks.ablations import (
     ABLATIONS,
+    DEFAULT,
     Ablation,
     arguments,
     differences,
@@ -169,7 +170,6 @@ def steps(study: Study) -> list[Step]:
     """Everything, in the order in which it is made."""
     found = [
         *(_run(study, seed) for seed in study.seeds),
-        _default(study),
         *(_ablation(study, name, ablation) for name, ablation in ABLATIONS.items()),
         _no_training(study),
         *(_evals(study) if study.test else []),
@@ -192,20 +192,6 @@ def _run(study: Study, seed: int) -> Step:
     finals = [run.iteration(study.config.iterations) / "gate.json", run.path("report.html")]
     command = ["loop.cli", "run", study.given, f"name={name}", f"seed={seed}", f"runs={study.runs}"]
     return _command(study, name, finals, command, root=run.root)
-
-
-def _default(study: Study) -> Step:
-    """What the ablations are held against, in their form."""
-    name, path = "ablations/default", study.runs / "ablations" / "default" / "ablation.json"
-
-    def do() -> None:
-        finished(study.first, [1])
-        own = study.policy(1)
-        told = {"against": None, "over": [], "shared": [], "metrics": values(own), **outcome(own)}
-        minutes = own_seconds(study.first, iteration=1) / 60
-        write_json(path, {"name": "default", "policy": own, **told, "stopped": None, "minutes": minutes})
-
-    return Step(name, [path], do, {"overrides": []})
 
 
 def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
@@ -328,7 +314,7 @@ def _grid(study: Study) -> Step:
 
 def _side(study: Study) -> Step:
     out = study.runs / "side"
-    command = ["benchmarks.side_by_side", str(study.first.root), "--out", str(out)]
+    command = ["benchmarks.side_by_side", str(study.runs / "ablations" / DEFAULT), "--out", str(out)]
     return _command(study, "side", [out / "side.json"], command)
 
 

@@ -163,7 +163,7 @@ def write_grid(study: Path) -> None:
 
 
 def write_ablation(study: Path, name: str, **over: Any) -> None:
-    against = {"default": None, "one-big": "runs/study/cpu-0@3"}.get(name, "runs/study/cpu-0@1")
+    against = {"default": None, "one-big": "runs/study/cpu-0@3"}.get(name, "runs/study/default@1")
     metrics: dict[str, Any] = {}
     for metric in METRICS:
         change = chance(name, metric) / 2 - 0.2
@@ -379,7 +379,7 @@ def test_an_ablation_that_a_guard_stopped_has_no_figures_and_says_why(tmp_path: 
     reason = "no pair was made; /home/somebody/runs/study/iterations/001/pair_audit.json says why"
     write_ablation(tmp_path, "random-critic", metrics={}, gate=None, agreement=None, stopped=reason)
     text = tables(gather(tmp_path, COMMAND), [])
-    assert "| random-critic | cpu-0@1 | – |" in text
+    assert "| random-critic | default@1 | – |" in text
     assert "stopped: no pair was made; pair\\_audit.json says why" in text
 
 

@@ -226,7 +226,7 @@ def test_pairs_that_came_near_a_held_out_item_are_noted_only_where_the_pairs_are
 
 def test_time_that_was_taken_over_is_not_the_ablations_own(reference: RunDir) -> None:
     run = made(reference, "sft")
-    assert own_seconds(run) == 180  # all of the baseline, and what the attacks took
+    assert own_seconds(run) == 180  # all of the baseline, and what the shared stages took
     assert own_seconds(run, reference) == 0
     with run.path("timings.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 1, "stage": "train", "seconds": 7.5}) + "\n")
@@ -266,6 +266,16 @@ def test_every_ablation_is_a_config_whose_roles_can_be_built(reference: RunDir, 
         build(getattr(config.roles, seat), f"roles.{seat}")
 
 
+def test_what_has_one_iteration_learns_faster_and_what_goes_on_as_the_recipe_does(
+    reference: RunDir,
+) -> None:
+    recipe = as_object(load_config([str(reference.path("config.yaml"))])).train.dpo["learning_rate"]
+    for name, ablation in ABLATIONS.items():
+        root = reference.root.parent / "ablations" / name
+        rate = as_object(load_config(arguments(reference, root, ablation))).train.dpo["learning_rate"]
+        assert (rate > recipe) == (name != "one-big" and not ablation.after)
+
+
 def test_one_big_iteration_has_as_many_attacks_and_steps_as_three(reference: RunDir) -> None:
     given = [str(reference.path("config.yaml"))]
     one, big = (
@@ -282,7 +292,8 @@ def test_what_an_iteration_is_held_against_began_from_the_same_policy(reference:
     fixed, learning = ABLATIONS["fixed-attacker"], ABLATIONS["learning-attacker"]
     assert reference_of(reference, runs, fixed) is None
     assert reference_of(reference, runs, learning) == f"{runs}/fixed-attacker@2"
-    assert reference_of(reference, runs, ABLATIONS["sft"]) == f"{reference.root}@1"
+    assert reference_of(reference, runs, ABLATIONS["sft"]) == f"{runs}/default@1"
+    assert reference_of(reference, runs, ABLATIONS["default"]) is None
     write_json(reference.iteration(1) / "gate.json", {"promoted": True})
     assert reference_of(reference, runs, fixed) == f"{reference.root}@2"
     assert reference_of(reference, runs, Ablation(against=3)) == f"{reference.root}@3"
@@ -368,7 +379,7 @@ def test_without_its_critique_a_revision_is_asked_for_in_the_same_words_but_thes
 
 def test_the_steps_are_the_runs_the_ablations_and_what_is_made_of_them(reference: RunDir) -> None:
     names = [step.name for step in steps(study(reference))]
-    ablations = [f"ablations/{name}" for name in ("default", *ABLATIONS, "no-training")]
+    ablations = [f"ablations/{name}" for name in (*ABLATIONS, "no-training")]
     assert names == ["cpu-0", "cpu-1", *ablations, "objections", "grid", "side", "tables"]
 
 
@@ -412,7 +423,7 @@ def test_tables_are_made_again_when_something_was_made_since(
 def test_steps_are_named_by_themselves_or_by_their_folder(reference: RunDir) -> None:
     every = steps(study(reference))
     assert [step.name for step in selected(every, ["cpu-1", "ablations/sft"])] == ["cpu-1", "ablations/sft"]
-    assert len(selected(every, ["ablations"])) == len(ABLATIONS) + 2
+    assert len(selected(every, ["ablations"])) == len(ABLATIONS) + 1
     assert selected(every, []) == every
     with pytest.raises(AlignloopError, match="--only evals: no such step"):
         selected(every, ["evals"])
