@@ -63,6 +63,8 @@ STAGES = {
 """What each stage makes, by its name in timings.jsonl."""
 
 AT_ONCE = "train.dpo.learning_rate=7.0e-4"
+"""What lets one iteration go as far as the recipe's three."""
+
 # Guards that would end what is to be measured; none of them changes a row.
 UNGUARDED = ("validity.auc=0", "validity.coverage=0", "pairs.min_agreement=0")
 SHUFFLED = "shuffled.jsonl"
