@@ -1,6 +1,6 @@
 """The study's files as tables, figures and one JSON file.
 
-    python -m benchmarks.results runs/study [--out docs]
+    python -m benchmarks.results runs/study [--and RESULTS.JSON] [--out docs]
 
 Reads what benchmarks/study.py has left so far and writes under --out
 
@@ -10,12 +10,13 @@ results/results.json  every number in them; written last
 
 Nothing is measured here but what two evals of the study say together: differences item by item, and whether
 a target is met. What isn't there yet is left out, and named in one line. Paths of the machine are left out.
+A study made in parts, on several machines, comes together by --and: it takes the results.json of the others.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -55,6 +56,8 @@ from loop.rundir import RunDir, read_json, replacing
 
 ABLATED = (*ABLATIONS, "no-training")
 """The study's list."""
+OF_A_SEED = ("handed_on", "results", "changes", "iterations", "labels")
+"""What results.json has a list of rows of, each of one seed."""
 KEPT_PARTS = {COMPLIANCE: ("harmbench", "strongreject", "form/imperative", "form/question", "form/scenario")}
 """Categories of the plain objection that are shown."""
 RESULT = ("value", "ci_low", "ci_high", "worst_low", "worst_high", "n", "coverage", "judge")
@@ -91,15 +94,35 @@ def read_if_there(path: Path) -> Any:
 # ---- what the study holds -------------------------------------------------------------------------------
 
 
-def gather(study: Path, command: str) -> Row:
-    """All that tables and drawings show. Raises DataError or ConfigError in one line."""
+def gather(study: Path, command: str, others: Sequence[Path] = ()) -> Row:
+    """All that tables and drawings show, with what the results.json `others` have and the study doesn't.
+
+    Raises DataError or ConfigError in one line.
+    """
+    found: Row = {"command": command, **part(study)}
+    for path in others:
+        with reading(path):
+            found |= joined(found, read_json(path))
+    if not (found["results"] or found["ablations"] or found["objections"]):
+        raise DataError(f"{study}: nothing of a study here; `python -m benchmarks.study` makes one")
+    kept = {row["seed"]: row["iteration"] for row in found["handed_on"]}
+    with reading(study / "study.json"):
+        failed = {name for name, step in _steps(study).items() if step["failed"]}
+    found["not_run"] = not_run(found, failed)
+    found["targets"] = targets(found, kept)
+    found["targets_last"] = targets(found, dict.fromkeys(expected(found["seeds"]), LAST))
+    found["summary"] = summary(found["results"])
+    return rounded(found)
+
+
+def part(study: Path) -> Row:
+    """All that was measured here; what is concluded from it is empty."""
     seeds = sorted(int(run.name[4:]) for run in study.glob("cpu-*") if run.name[4:].isdigit())
     evals = list(find_evals(study, seeds))
     results = [row for one in evals for row in figures(one)]
     run = [row for seed in seeds for row in iterations(study, seed)]
     kept = handed_on(run)
-    found: Row = {
-        "command": command,
+    return {
         "made_by": made_by(study),
         "not_run": [],
         "last": LAST,
@@ -107,7 +130,7 @@ def gather(study: Path, command: str) -> Row:
         "handed_on": [{"seed": seed, "iteration": number} for seed, number in kept.items()],
         "targets": [],
         "targets_last": [],
-        "summary": summary(results),
+        "summary": [],
         "results": results,
         "changes": list(changes(evals, kept)),
         "iterations": run,
@@ -117,12 +140,32 @@ def gather(study: Path, command: str) -> Row:
         "objections": objections(study),
         "side": side(study),
     }
-    if not (results or found["ablations"] or found["objections"]):
-        raise DataError(f"{study}: nothing of a study here; `python -m benchmarks.study` makes one")
-    found["not_run"] = not_run(study, evals, found)
-    found["targets"] = targets(found, kept)
-    found["targets_last"] = targets(found, dict.fromkeys(expected(seeds), LAST))
-    return rounded(found)
+
+
+def joined(own: Row, other: Row) -> Row:
+    """What changes in `own` where `other`, another part of the same study, is added.
+
+    A seed's rows are all of the part that has more figures of it; of the rest `own` has precedence.
+    """
+
+    def most(seed: int) -> Row:
+        return max(own, other, key=lambda found: sum(row["seed"] == seed for row in found["results"]))
+
+    seeds = sorted({*own["seeds"], *other["seeds"]})
+    taken = {seed: most(seed) for seed in seeds}
+    rows: Row = {}
+    for key in OF_A_SEED:
+        of_seeds = [row for seed in seeds for row in taken[seed][key] if row["seed"] == seed]
+        rows[key] = sorted(of_seeds, key=lambda row: row.get("half", ""))  # as part() has them
+    made = {key: sorted({*own["made_by"][key], *other["made_by"][key]}) for key in own["made_by"]}
+    ablated = {row["name"]: row for found in (other, own) for row in found["ablations"]}
+    return {
+        "made_by": made,
+        "seeds": seeds,
+        **rows,
+        "ablations": [ablated[name] for name in sorted(ablated, key=_place_of)],
+        **{key: own[key] or other[key] for key in ("attackers", "objections", "side")},
+    }
 
 
 @dataclass(frozen=True)
@@ -395,9 +438,9 @@ def _steps(study: Path) -> Row:
     return (read_if_there(study / "study.json") or {"steps": {}})["steps"]
 
 
-def not_run(study: Path, evals: Sequence[Eval], found: Row) -> list[str]:
-    """What a whole study has and this one doesn't, yet; what was tried without success is marked."""
-    there = {(one.half, one.seed, one.number) for one in evals}
+def not_run(found: Row, failed: Collection[str]) -> list[str]:
+    """What a whole study has and this one doesn't, yet; what was tried and `failed` is marked."""
+    there = {(row["half"], row["seed"], row["iteration"]) for row in found["results"]}
     seeds, policies = expected(found["seeds"]), range(LAST + 1)
     names: list[str] = []
     for seed in seeds:
@@ -416,8 +459,6 @@ def not_run(study: Path, evals: Sequence[Eval], found: Row) -> list[str]:
     names += [f"ablations/{name}" for name in ABLATED if name not in made] if made else ["ablations"]
     steps = (("grid", "attackers"), ("objections", "objections"), ("side", "side"))
     names += [step for step, key in steps if found[key] is None]
-    with reading(study / "study.json"):
-        failed = {name for name, step in _steps(study).items() if step["failed"]}
     tried = {name for name in names if name in failed or name.partition("@")[0] in failed}
     return [f"{name} (failed)" if name in tried else name for name in names]
 
@@ -668,10 +709,12 @@ def laid_out(value: Any, indent: str = "") -> str:
     return "{\n" + ",\n".join(inner) + f"\n{indent}}}"
 
 
-def write(study: Path, out: Path) -> Path:
+def write(study: Path, out: Path, others: Sequence[Path] = ()) -> Path:
     """Writes tables, figures and, last, results.json; returns the folder."""
     folder = out / "results"
-    found = gather(study, f"python -m benchmarks.results {_place(study)} --out {_place(out)}")
+    command = f"python -m benchmarks.results {_place(study)}"
+    command += "".join(f" --and {_place(path)}" for path in others) + f" --out {_place(out)}"
+    found = gather(study, command, others)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw(found, folder)
     found["figures"] = drawn
@@ -693,10 +736,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path, metavar="STUDY", help="the study's folder, such as runs/study")
+    parser.add_argument(
+        "--and",
+        dest="others",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RESULTS.JSON",
+        help="of a part of the study that was made elsewhere; may be given again",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="(default: docs)")
     options = parser.parse_args()
     try:
-        folder = write(options.study, options.out)
+        folder = write(options.study, options.out, options.others)
     except (AlignloopError, OSError) as error:
         parser.exit(error.exit_code if isinstance(error, AlignloopError) else 1, f"{error}\n")
     print(f"{folder}/tables.md, results.json")

@@ -517,6 +517,32 @@ def test_a_study_that_has_only_begun_is_told_as_far_as_it_goes(tmp_path: Path):
     assert {path.name for path in folder.glob("*.svg")} == {"progress.svg"}
 
 
+def test_parts_of_a_study_that_were_made_apart_come_together(tmp_path: Path, found: dict[str, Any]):
+    one, other = tmp_path / "one", tmp_path / "other"
+    step = {"seconds": 1.0, "failed": None, "machine": "x86_64, 2 CPUs", "alignloop": "0.1.0", "git": "abc+"}
+    for study in (one, other):
+        write_json(study / "study.json", {"steps": {"cpu-0": step}})
+    write_run(one, 0)
+    write_run(one, 2)
+    write_tests(one, [0, 2])
+    write_grid(one)
+    write_objections(one)
+    write_run(other, 0, [0, 1])  # as far as the ablations need it
+    write_run(other, 1)
+    write_tests(other, [1])
+    for name in ABLATED:
+        write_ablation(other, name)
+    write_side(other)
+    first = write(one, tmp_path / "docs") / "results.json"
+    told = gather(other, COMMAND, [first])
+    assert {**told, "summary": None} == {**found, "summary": None}
+    for row, wanted in zip(told["summary"], found["summary"], strict=True):
+        assert row == {**wanted, "mean": pytest.approx(wanted["mean"], abs=2e-6)}  # of rounded values
+    folder = write(other, tmp_path / "docs", [first])
+    (line,) = (line for line in (folder / "tables.md").read_text().splitlines() if line.startswith("Gen"))
+    assert "python -m benchmarks.results other --and results.json --out docs" in line
+
+
 def test_a_drawing_of_what_is_no_longer_there_is_removed(tmp_path: Path):
     write_run(tmp_path / "study", 0, [0])
     (tmp_path / "docs" / "results").mkdir(parents=True)
@@ -585,6 +611,16 @@ def test_a_file_that_lacks_a_field_is_named_in_one_line(tmp_path: Path, file: st
     with pytest.raises(DataError) as told:
         gather(tmp_path, COMMAND)
     assert str(tmp_path / file) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seeds": [0]}'])
+def test_a_part_that_is_none_is_named_in_one_line(tmp_path: Path, text: str):
+    write_run(tmp_path, 0, [0])
+    path = tmp_path / "part.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as told:
+        gather(tmp_path, COMMAND, [path])
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_command_line_ends_with_one_line_and_an_exit_code(

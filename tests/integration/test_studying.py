@@ -45,7 +45,7 @@ def test_a_study_leaves_what_each_ablation_changed_and_goes_on_past_what_fails(
         read_json(runs / "ablations" / name / "ablation.json")
         for name in ("always-opener", "no-training", "default")
     )
-    assert opener["against"] == "runs/study/cpu-0@1"
+    assert opener["against"] == "runs/study/ablations/default@1"
     assert opener["stopped"] is None
     assert opener["pairs"] > 0
     assert opener["gate"]["outcome"] in ("promoted", "rejected", "inconclusive")
