@@ -447,12 +447,12 @@ def not_run(found: Row, failed: Collection[str]) -> list[str]:
         lacking = [f"cpu-{seed}@{policy}" for policy in policies if ("dev", seed, policy) not in there]
         names += lacking if len(lacking) < len(policies) else [f"cpu-{seed}"]
     if any(half == "test" for half, *_ in there):
-        lacking = [
-            (seed, policy) for seed in seeds for policy in policies if ("test", seed, policy) not in there
+        names += [
+            f"evals/cpu-{seed}@{policy}"
+            for seed in seeds
+            for policy in policies[1:]
+            if ("test", seed, policy) not in there
         ]
-        names += dict.fromkeys(
-            f"evals/cpu-{seed}@{policy}" if policy else "evals/base" for seed, policy in lacking
-        )
     else:
         names.append("evals (the test half)")
     made = {row["name"] for row in found["ablations"]}
