@@ -317,11 +317,11 @@ def _timings(run: RunDir) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def own_seconds(run: RunDir, reference: RunDir | None = None, iteration: int | None = None) -> float:
-    """Seconds of the finished stages of `run`, of one iteration or of all; less those taken over."""
+def own_seconds(run: RunDir, reference: RunDir | None = None) -> float:
+    """Seconds of the finished stages of `run`, less those taken over from `reference`."""
     shared = set(_timings(reference)) if reference else set[str]()
     rows = (json.loads(line) for line in _timings(run) if line not in shared)
-    return sum(row["seconds"] for row in rows if iteration in (None, row["iteration"]))
+    return sum(row["seconds"] for row in rows)
 
 
 # ---- what came of it ------------------------------------------------------------------------------------
