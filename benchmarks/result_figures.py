@@ -644,12 +644,14 @@ def ablations(found: Row) -> Drawing | None:
             if (told := _change(row, metric)) is not None:
                 _whisker(panel, down, told["difference"], told["ci_low"], told["ci_high"], _sure(told))
         panel.axvline(0, color=QUIET, linewidth=1, zorder=1)
-        panel.set_title(f"difference in {name}")
+        panel.set_title(name)
         panel.set_yticks(range(len(rows)), [_ablation_name(row) for row in rows])
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="y", visible=False)
     figure.supxlabel(
-        "filled: the 95 % interval leaves 0 out; blue better, orange worse", fontsize=8.5, color=QUIET
+        "difference; filled: its 95 % interval leaves 0 out; blue better, orange worse",
+        fontsize=8.5,
+        color=QUIET,
     )
     return figure, "Differences of each ablation in harmful compliance and over-refusal, with 95 % intervals"
 
