@@ -447,6 +447,7 @@ def not_run(found: Row, failed: Collection[str]) -> list[str]:
         lacking = [f"cpu-{seed}@{policy}" for policy in policies if ("dev", seed, policy) not in there]
         names += lacking if len(lacking) < len(policies) else [f"cpu-{seed}"]
     if any(half == "test" for half, *_ in there):
+        names += [] if any(("test", seed, 0) in there for seed in seeds) else ["evals/base"]
         names += [
             f"evals/cpu-{seed}@{policy}"
             for seed in seeds

@@ -561,6 +561,14 @@ def test_a_step_that_failed_is_marked(tmp_path: Path):
     assert {"cpu-0@2", "cpu-1 (failed)", "cpu-2", "side (failed)", "grid"} <= set(told)
 
 
+def test_the_base_of_the_test_half_is_missed_only_where_no_seed_has_it(tmp_path: Path):
+    write_run(tmp_path, 0)
+    write_tests(tmp_path, [0])
+    assert "evals/base" not in gather(tmp_path, COMMAND)["not_run"]
+    (tmp_path / "evals" / "base" / "results.json").unlink()
+    assert "evals/base" in gather(tmp_path, COMMAND)["not_run"]
+
+
 def test_strategies_are_told_by_family_and_one_by_one(found: dict[str, Any]):
     rows = found["objections"]["rows"]
     assert single_strategies(rows) == {"disguise: fiction", "disguise: history"}
