@@ -2,7 +2,7 @@
 
 An ablation is a run of its own that shares with cpu-0, byte for byte, all that it doesn't touch: the baseline
 and, of the iteration that it makes, the first stages' files. So both have the same attacks and the same
-budget.
+budget. What asks other attacks is repeated on the runs of the other seeds: there one run says little.
 
 What is changed about a first iteration is held against `default`, item by item, on the held-out dev half: the
 recipe's first iteration at a higher learning rate. The recipe goes its way in three iterations; alone one of
@@ -80,7 +80,7 @@ def as_copied(copy: RunDir, reference: RunDir) -> None:
 
 @dataclass(frozen=True)
 class Ablation:
-    """One change to cpu-0.
+    """One change to cpu-0, or to the run of another `seed`.
 
     `over` are config overrides, `{run}` in them is the ablation's folder; `times` multiplies attacks and
     steps of training. Iterations up to `after` are copied whole, the last taken as promoted whatever its gate
@@ -96,6 +96,7 @@ class Ablation:
     against: int | None = None
     otherwise: str | None = None
     times: int = 1
+    seed: int = 0
 
     @property
     def number(self) -> int:
@@ -192,6 +193,12 @@ NOISE = (10, 20, 30)
 
 DEFAULT = "default"
 
+NO_MEMORY = Ablation(
+    [f"roles.attacker.target={_role('attacker.py', 'FixedAttacker')}", "attacks.retry=0"],
+    after=1,
+    against=2,
+)
+
 ABLATIONS: Mapping[str, Ablation] = {
     DEFAULT: Ablation(keeps=PAIRS),
     # what is asked, and what is preferred to what
@@ -211,11 +218,8 @@ ABLATIONS: Mapping[str, Ablation] = {
         [*ANSWERS, "revisions.jsonl"],
     ),
     # a further iteration, with another attacker
-    "fixed-attacker": Ablation(
-        [f"roles.attacker.target={_role('attacker.py', 'FixedAttacker')}", "attacks.retry=0"],
-        after=1,
-        against=2,
-    ),
+    "fixed-attacker": NO_MEMORY,
+    **{f"fixed-attacker-seed-{seed}": replace(NO_MEMORY, seed=seed) for seed in (1, 2)},
     "learning-attacker": Ablation(
         ["attacks.self_play=@attacker/self_play.yaml"],
         after=1,

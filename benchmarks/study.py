@@ -8,7 +8,7 @@ then. What the commands print is kept in logs/, how long each took in commands.j
 each step what was run, its seconds, the machine, the version and the state of git.
 
 cpu-S/         the recipe (--config) by seed S
-ablations/     NAME/ablation.json: one change each (benchmarks/ablations.py), held against `default` or cpu-0
+ablations/     NAME/ablation.json: one change each (benchmarks/ablations.py), held against `default` or cpu-S
 evals/         the test half, with --test alone: it is opened once, for the document
 objections/    what a sceptic would object (benchmarks/objections.py); without --test of dev items
 cpu-0/grid/    every attacker against every policy
@@ -57,8 +57,6 @@ from loop.rundir import RunDir, append_line, read_json, write_json
 from loop.surface import harmless
 
 ROOT = Path(__file__).parents[1]
-FIRST = "cpu-0"
-"""The run that all but the other seeds' runs is about."""
 AGAIN = 1000
 """Seed of what is drawn when the base is measured again; no run has it."""
 SOME = {"dev": 60, "test": 120}
@@ -88,12 +86,16 @@ class Study:
 
     @property
     def first(self) -> RunDir:
-        """The run that everything else is held against."""
-        return RunDir(self.runs / FIRST)
+        """The run that all but the other seeds' runs is about."""
+        return self.run(0)
 
-    def policy(self, number: int, run: str = FIRST) -> str:
+    def run(self, seed: int) -> RunDir:
+        """The recipe's run by `seed`."""
+        return RunDir(self.runs / f"cpu-{seed}")
+
+    def policy(self, number: int, seed: int = 0) -> str:
         """runs/NAME@K."""
-        return f"{self.runs / run}@{number}"
+        return f"{self.run(seed).root}@{number}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Step:
     """Something that is made once: `do` raises AlignloopError where it fails. Done if all `finals` are there.
 
     `holds` says whether they are still what is asked for. `told` goes to study.json. Of a step that is a run,
-    `root`, time is counted by its own timings.jsonl.
+    `root`, time is counted by its own timings.jsonl, without what it `shares` with another.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Step:
     told: Mapping[str, Any] = field(default_factory=dict[str, Any])
     holds: Callable[[], bool] = lambda: True
     root: Path | None = None
+    shares: RunDir | None = None
 
     @property
     def done(self) -> bool:
@@ -170,7 +173,7 @@ def steps(study: Study) -> list[Step]:
     """Everything, in the order in which it is made."""
     found = [
         *(_run(study, seed) for seed in study.seeds),
-        *(_ablation(study, name, ablation) for name, ablation in ABLATIONS.items()),
+        *(_ablation(study, name, one) for name, one in ABLATIONS.items() if one.seed in study.seeds),
         _no_training(study),
         *(_evals(study) if study.test else []),
         _objections(study),
@@ -195,20 +198,20 @@ def _run(study: Study, seed: int) -> Step:
 
 
 def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
-    run = RunDir(study.runs / "ablations" / name)
+    run, reference = RunDir(study.runs / "ablations" / name), study.run(ablation.seed)
     step = f"ablations/{name}"
 
     def do() -> None:
-        first, own = study.first, f"{run.root}@{ablation.number}"
-        finished(first, range(1, ablation.after + 2))
-        against = reference_of(first, run.root.parent, ablation)
+        own = f"{run.root}@{ablation.number}"
+        finished(reference, range(1, ablation.after + 2))
+        against = reference_of(reference, run.root.parent, ablation)
         if against is not None:
             root, _, number = against.rpartition("@")
             finished(RunDir(Path(root)), [int(number)])
-        share(first, run.root, ablation)
+        share(reference, run.root, ablation)
         stopped = None
         try:
-            called(study, step, ["loop.cli", "run", *arguments(first, run.root, ablation)])
+            called(study, step, ["loop.cli", "run", *arguments(reference, run.root, ablation)])
         except Failed as failed:
             if failed.code != GuardStop.exit_code:
                 raise
@@ -221,18 +224,19 @@ def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
             "name": name,
             "policy": own,
             "against": against,
-            "over": overrides(first, run.root, ablation),
+            "over": overrides(reference, run.root, ablation),
             "shared": [f"iterations/{done:03d}" for done in range(ablation.number)] + list(ablation.keeps),
             "metrics": metrics,
             **outcome(own),
             "stopped": stopped,
-            "minutes": own_seconds(run, first) / 60,
+            "minutes": own_seconds(run, reference) / 60,
         }
         write_json(run.path("ablation.json"), told)
 
     over = [text.format(run=run.root) for text in ablation.over]
     over += [f"attacks and steps × {ablation.times}"] if ablation.times > 1 else []
-    return Step(step, [run.path("ablation.json")], do, {"overrides": over}, root=run.root)
+    final = run.path("ablation.json")
+    return Step(step, [final], do, {"overrides": over}, root=run.root, shares=reference)
 
 
 def _no_training(study: Study) -> Step:
@@ -269,10 +273,10 @@ def _no_training(study: Study) -> Step:
 
 
 def _evals(study: Study) -> list[Step]:
-    policies = {"base": study.policy(0)}
+    policies = {"base": study.policy(0, study.seeds[0])}  # the same weights in every run
     for seed in study.seeds:
         numbers = range(1, study.config.iterations + 1)
-        policies |= {f"cpu-{seed}@{number}": study.policy(number, f"cpu-{seed}") for number in numbers}
+        policies |= {f"cpu-{seed}@{number}": study.policy(number, seed) for number in numbers}
     suites = ",".join(study.config.heldout.suites)
     found: list[Step] = []
     for name, policy in policies.items():
@@ -345,7 +349,7 @@ def seconds_of(study: Study, step: Step) -> float:
     """What a step took so far: a run's finished stages, less those that it shares; else its commands."""
     if step.root is None:
         return seconds_by_step(study).get(step.name, 0.0)
-    return own_seconds(RunDir(step.root), study.first if step.root.parent != study.runs else None)
+    return own_seconds(RunDir(step.root), step.shares)
 
 
 def carry_out(study: Study, every: Sequence[Step], chosen: Sequence[Step]) -> list[str]:
@@ -431,7 +435,7 @@ def main() -> None:
     # Ended from outside, it still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        config = as_object(load_config([options.config, f"name={FIRST}"]))
+        config = as_object(load_config([options.config, "name=cpu-0"]))
         study = Study(options.runs, options.config, config, [*dict.fromkeys(map(int, seeds))], options.test)
         every = steps(study)
         chosen = selected(every, [name.strip() for name in options.only.split(",") if name.strip()])

@@ -378,8 +378,15 @@ def test_without_its_critique_a_revision_is_asked_for_in_the_same_words_but_thes
 
 def test_the_steps_are_the_runs_the_ablations_and_what_is_made_of_them(reference: RunDir) -> None:
     names = [step.name for step in steps(study(reference))]
-    ablations = [f"ablations/{name}" for name in (*ABLATIONS, "no-training")]
+    of_two_seeds = [name for name in ABLATIONS if name != "fixed-attacker-seed-2"]
+    ablations = [f"ablations/{name}" for name in (*of_two_seeds, "no-training")]
     assert names == ["cpu-0", "cpu-1", *ablations, "objections", "grid", "side", "tables"]
+
+
+def test_an_ablation_of_another_seed_is_held_against_the_run_of_that_seed(reference: RunDir) -> None:
+    step = next(step for step in steps(study(reference)) if step.name == "ablations/fixed-attacker-seed-1")
+    with pytest.raises(AlignloopError, match="cpu-1 has not finished iteration 1"):
+        step.do()
 
 
 def test_the_test_half_is_opened_on_demand_alone(reference: RunDir) -> None:
@@ -422,7 +429,7 @@ def test_tables_are_made_again_when_something_was_made_since(
 def test_steps_are_named_by_themselves_or_by_their_folder(reference: RunDir) -> None:
     every = steps(study(reference))
     assert [step.name for step in selected(every, ["cpu-1", "ablations/sft"])] == ["cpu-1", "ablations/sft"]
-    assert len(selected(every, ["ablations"])) == len(ABLATIONS) + 1
+    assert len(selected(every, ["ablations"])) == len(ABLATIONS)  # no-training, but not what is of seed 2
     assert selected(every, []) == every
     with pytest.raises(AlignloopError, match="--only evals: no such step"):
         selected(every, ["evals"])
