@@ -191,7 +191,7 @@ def _command(study: Study, name: str, finals: Sequence[Path], command: Sequence[
 
 def _run(study: Study, seed: int) -> Step:
     name = f"cpu-{seed}"
-    run = RunDir(study.runs / name)
+    run = study.run(seed)
     finals = [run.iteration(study.config.iterations) / "gate.json", run.path("report.html")]
     command = ["loop.cli", "run", study.given, f"name={name}", f"seed={seed}", f"runs={study.runs}"]
     return _command(study, name, finals, command, root=run.root)
