@@ -174,13 +174,9 @@ def _ids(path: Path) -> set[str]:
 # ---- the ablations --------------------------------------------------------------------------------------
 
 
-def _role(file: str, name: str) -> str:
-    """A class by its file: of a package's module all the others would count as its code."""
-    return f"{os.path.relpath(Path(__file__).with_name(file))}:{name}"
-
-
 def _critic(name: str) -> str:
-    return f"roles.critic.target={_role('ablated_roles.py', name)}"
+    """The class by its file: of a package's module all the others would count as its code."""
+    return f"roles.critic.target={os.path.relpath(Path(__file__).with_name('ablated_roles.py'))}:{name}"
 
 
 def _loss(name: str, smoothing: float = 0.0) -> list[str]:
@@ -193,11 +189,7 @@ NOISE = (10, 20, 30)
 
 DEFAULT = "default"
 
-NO_MEMORY = Ablation(
-    [f"roles.attacker.target={_role('attacker.py', 'FixedAttacker')}", "attacks.retry=0"],
-    after=1,
-    against=2,
-)
+NO_MEMORY = Ablation(["attacks.memory=false"], after=1, against=2)
 
 ABLATIONS: Mapping[str, Ablation] = {
     DEFAULT: Ablation(keeps=PAIRS),

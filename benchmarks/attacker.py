@@ -23,7 +23,6 @@ of iteration K + 1, and held-out figures are compared item by item. A rerun take
 import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,15 +37,12 @@ from loop.heldout.comparison import compare, load_side
 from loop.heldout.judging import human_label_judge
 from loop.heldout.metrics import MET
 from loop.heldout.statistics import RESAMPLES, Interval, mean_interval
-from loop.interfaces import Context
 from loop.iteration import iterate
 from loop.partition import load_partition
-from loop.records import Attack, Completion, Seed, read_jsonl
+from loop.records import Attack, Completion, read_jsonl
 from loop.rundir import RunDir, named_iteration, read_json, write_json
 from loop.session import Session, open_session
 from loop.stages.archiving import RETRIED
-from roles.attacker import FewShotAttacker
-from roles.strategy_attacker import StrategyAttacker
 
 FEW_SHOT = "few-shot"
 OTHERS, FEW = ("toxicity", "legal", "capability"), 20  # suites that are not compared here, and their items
@@ -54,33 +50,11 @@ HARMLESS = "harmless"
 SHOWN = ("safety.harmful_compliance", "overrefusal.refusal", "overrefusal.helpfulness")
 
 
-@dataclass(frozen=True)
-class PlainAttacker(FewShotAttacker):
-    """The few-shot attacker without any memory."""
-
-    def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
-        """As FewShotAttacker, whatever `history` holds."""
-        return super().attack(seeds, (), ctx)
-
-
-@dataclass(frozen=True)
-class FixedAttacker(StrategyAttacker):
-    """Every strategy without any memory."""
-
-    def attack(self, seeds: Sequence[Seed], history: Sequence[Attack], ctx: Context) -> list[Attack]:
-        """As StrategyAttacker, whatever `history` holds."""
-        return super().attack(seeds, (), ctx)
-
-
-def _target(kind: type) -> list[str]:
-    return [f"roles.attacker.target=benchmarks.attacker.{kind.__name__}", "attacks.retry=0"]
-
-
 VARIANTS: Mapping[str, Sequence[str]] = {
-    FEW_SHOT: ["roles.attacker=@attacker/few_shot.yaml", *_target(PlainAttacker)],
-    "fixed": _target(FixedAttacker),
-    "archive": [],
-    "trained": ["attacks.self_play=@attacker/self_play.yaml"],
+    FEW_SHOT: ["roles.attacker=@attacker/few_shot.yaml", "attacks.memory=false"],
+    "fixed": ["attacks.memory=false"],
+    "archive": ["attacks.memory=true"],
+    "trained": ["attacks.memory=true", "attacks.self_play=@attacker/self_play.yaml"],
 }
 
 

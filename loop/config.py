@@ -96,7 +96,8 @@ class AttacksConfig:
     benign: int = 96
     toxicity: int = 0
     legal: int = 0
-    retry: int = 16  # at most so many of those that broke an earlier policy are asked again
+    memory: bool = True  # the attacker is handed what broke earlier policies, and asks some of it again
+    retry: int = 16  # with memory: at most so many of them
     archive: str | None = None  # archive.jsonl of another run, to begin with
     min_distinct: float = 0.5  # share of harmful attacks that are distinct; fewer end the run
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)

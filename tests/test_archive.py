@@ -4,7 +4,8 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,9 +20,12 @@ from loop.archive import (
     still_broken,
     write_archive,
 )
+from loop.config import AttacksConfig
 from loop.errors import DataError
 from loop.records import Attack, Completion, Critique, Message, write_jsonl
 from loop.rundir import RunDir
+from loop.session import Session
+from loop.stages.archiving import remembered
 
 OPEN, SHUT = ("locks", "story"), ("locks", "zero-shot")
 
@@ -184,6 +188,16 @@ def test_another_runs_archive_is_where_a_run_begins(tmp_path: Path):
     iteration(run.iteration(1), [(attack("a"), [0.9]), (attack("b", ("else", "f")), [0.9, 0.1])])
     assert names(archive_of(run, 1, path)) == {OPEN: "old", ("else", "f"): "far"}
     assert names(archive_of(run, 2, path)) == {OPEN: "a", ("else", "f"): "far"}
+
+
+def test_an_attacker_without_memory_begins_with_nothing(tmp_path: Path):
+    run = RunDir(tmp_path / "run")
+    iteration(run.iteration(1), [(attack("a"), [0.9])])
+    found = {}
+    for memory in (True, False):
+        config = SimpleNamespace(attacks=AttacksConfig(memory=memory))
+        found[memory] = names(remembered(cast(Session, SimpleNamespace(run=run, config=config)), 2))
+    assert found == {True: {OPEN: "a"}, False: {}}
 
 
 # ---- a file of its own --------------------------------------------------------------------------

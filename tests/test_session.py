@@ -143,6 +143,11 @@ def test_a_suite_that_does_not_exist_is_named(config: Path):
             prepared(config, override)
 
 
+def test_an_archive_that_nobody_remembers_is_refused(config: Path):
+    with pytest.raises(ConfigError, match=r"attacks\.archive.*attacks\.memory"):
+        prepared(config, "attacks.archive=archive.jsonl", "attacks.memory=false")
+
+
 def test_training_options_are_checked_before_anything_is_loaded(config: Path):
     with pytest.raises(ConfigError, match=r"train\.dpo\.bta.*beta"):
         prepared(config, "train.dpo.bta=0.1")

@@ -6,7 +6,7 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.archive import archive_of, coverage, enter, entries_of, still_broken, write_archive
+from loop.archive import Cell, Entry, archive_of, coverage, enter, entries_of, still_broken, write_archive
 from loop.attack_measures import measure_attacks
 from loop.errors import GuardStop
 from loop.form import audit_form
@@ -28,6 +28,13 @@ RETRIED = "retried/"
 def imported_archive(session: Session) -> Path | None:
     """The archive of another run that this one begins with."""
     return Path(session.config.attacks.archive) if session.config.attacks.archive else None
+
+
+def remembered(session: Session, number: int) -> dict[Cell, Entry]:
+    """What the attacker of an iteration begins with: nothing without `attacks.memory`."""
+    if not session.config.attacks.memory:
+        return {}
+    return archive_of(session.run, number, imported_archive(session))
 
 
 def measure(session: Session, number: int) -> None:

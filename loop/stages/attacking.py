@@ -7,7 +7,7 @@ from heapq import merge
 from itertools import chain
 from typing import Any
 
-from loop.archive import Cell, Entry, archive_of, retry
+from loop.archive import Cell, Entry, retry
 from loop.contamination import Guard
 from loop.interfaces import Context, Critic, Usage
 from loop.overlap import attack_key
@@ -15,7 +15,7 @@ from loop.prompts import conversation
 from loop.records import Attack, Completion, Message, Seed, new_id, read_jsonl
 from loop.rundir import append_line, rows_so_far
 from loop.session import Policy, Session, held_out_items
-from loop.stages.archiving import RETRIED, imported_archive
+from loop.stages.archiving import RETRIED, remembered
 from loop.stages.files import make, rows
 
 
@@ -30,7 +30,7 @@ def attack(session: Session, number: int, policy: Policy, critic: Critic) -> Non
     path = folder / "attacks.jsonl"
     if path.exists():
         return
-    found = archive_of(session.run, number, imported_archive(session))
+    found = remembered(session, number)
     history = hardest_first(found)
     pool = session.attackers(number)
     again = [_again(attack, number) for attack in retry(found, session.config.attacks.retry)]

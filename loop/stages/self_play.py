@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loop.archive import archive_of
 from loop.diversity import diversity
 from loop.engines import Engine
 from loop.interfaces import Critic, Usage
 from loop.records import Attack, Pair, Seed, read_jsonl
 from loop.rundir import log, write_json
 from loop.session import Policy, Session
-from loop.stages.archiving import imported_archive
+from loop.stages.archiving import remembered
 from loop.stages.attacking import hardest_first, slots, talking_context, wanted
 from loop.stages.files import make
 from loop.stages.training import train_adapter
@@ -74,7 +73,7 @@ def sharpen(session: Session, number: int, policy: Policy, critic: Critic) -> No
 
 def _rehearse(session: Session, number: int, policy: Policy, critic: Critic, path: Path) -> None:
     writer, attacker = session.attackers(number - 1)[-1], session.roles["attacker"]
-    history = hardest_first(archive_of(session.run, number, imported_archive(session)))
+    history = hardest_first(remembered(session, number))
 
     def step(seeds: list[Seed], key: str, usage: Usage) -> Iterable[Pair]:
         ctx = talking_context(session, number, policy, critic, f"rehearse {key}", usage, writer)
