@@ -75,7 +75,7 @@ def plan(session: Session) -> list[StagePlan]:
     config, roles = session.config, session.config.roles
     attacks = sum(getattr(config.attacks, domain) for domain in DOMAINS)
     labelled = len(load_partition().seeds["validation"]) if any(session.seeds.values()) else 0
-    tried_again = config.attacks.memory * config.attacks.retry * (config.iterations - 1)
+    tried_again = (config.attacks.retry if config.attacks.memory else 0) * (config.iterations - 1)
     answers = attacks * int(getattr(session.roles["learner"], "samples", 1))
     tries = int(getattr(session.roles["attacker"], "candidates", 1))
     rehearsed = int(getattr(session.roles["attacker"], "rehearsed", 1))
