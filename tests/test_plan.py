@@ -62,6 +62,12 @@ def test_rows_and_tokens_are_counted_over_all_iterations(session: Session):
     assert (stages["fit critic"].rows, stages["evaluate"].rows) == (0, 4 * 244)
 
 
+def test_without_memory_nothing_is_asked_again(session: Session):
+    session.config.attacks.memory = False
+    stages = by_stage(session)
+    assert (stages["attack"].rows, stages["answer"].rows) == (30, 60)
+
+
 def test_what_training_the_attacker_takes_is_counted_where_it_is_trained(session: Session):
     session.config.attacks.self_play.rehearsals = 8
     stages = by_stage(session)
