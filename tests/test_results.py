@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks import results as module
 from benchmarks.ablations import METRICS
-from benchmarks.result_figures import LAST, NAMES, SEEDS, SIDE, safe, single_strategies, table, tables
-from benchmarks.results import ABLATED, bounded, fall, gather, laid_out, portable, status, write
+from benchmarks.measures import LAST, NAMES, SEEDS, SIDE
+from benchmarks.result_tables import safe, single_strategies, table, tables
+from benchmarks.results import ABLATED, fall, gather, laid_out, portable, write
+from benchmarks.targets import bounded, status
 from loop.errors import DataError
 from loop.heldout.metrics import results
 from loop.heldout.suites import BUILT_IN
