@@ -84,24 +84,29 @@ class Ablation:
 
     `over` are config overrides, `{run}` in them is the ablation's folder; `times` multiplies attacks and
     steps of training. Iterations up to `after` are copied whole, the last taken as promoted whatever its gate
-    said, and of the next one the files in `keeps`. The policy of that one is held against cpu-0@`against`;
-    where cpu-0 began it from another policy, against the ablation `otherwise`, if one is named. Without
-    `against` it is a first iteration AT_ONCE, held against the ablation `default`.
+    said, and of the next one the files in `keeps`. From there it `makes` so many, each begun from what its
+    own gate promoted. The last policy is held against cpu-0@`against`, or against nothing where cpu-0 began
+    from another policy. Without `against` it is a first iteration AT_ONCE, held against `default`.
     """
 
     over: Sequence[str] = ()
     keeps: Sequence[str] = ()
     prepare: Prepare = as_copied
     after: int = 0
+    makes: int = 1
     against: int | None = None
-    otherwise: str | None = None
     times: int = 1
     seed: int = 0
 
     @property
-    def number(self) -> int:
-        """The iteration that it makes."""
+    def first(self) -> int:
+        """The first iteration that it makes, of which it shares `keeps`."""
         return self.after + 1
+
+    @property
+    def last(self) -> int:
+        """The iteration whose policy is measured."""
+        return self.after + self.makes
 
 
 # ---- what is done to the copies -------------------------------------------------------------------------
@@ -189,7 +194,7 @@ NOISE = (10, 20, 30)
 
 DEFAULT = "default"
 
-NO_MEMORY = Ablation(["attacks.memory=false"], after=1, against=2)
+NO_MEMORY = Ablation(["attacks.memory=false"], after=1, makes=2, against=3)
 
 ABLATIONS: Mapping[str, Ablation] = {
     DEFAULT: Ablation(keeps=PAIRS),
@@ -209,15 +214,10 @@ ABLATIONS: Mapping[str, Ablation] = {
         [_critic("ByOrigin"), "seeds.critic=0"],
         [*ANSWERS, "revisions.jsonl"],
     ),
-    # a further iteration, with another attacker
+    # further iterations, with another attacker
     "fixed-attacker": NO_MEMORY,
     **{f"fixed-attacker-seed-{seed}": replace(NO_MEMORY, seed=seed) for seed in (1, 2)},
-    "learning-attacker": Ablation(
-        ["attacks.self_play=@attacker/self_play.yaml"],
-        after=1,
-        against=2,
-        otherwise="fixed-attacker",
-    ),
+    "learning-attacker": Ablation(["attacks.self_play=@attacker/self_play.yaml"], after=1, against=2),
     # a further iteration on the same answers
     "any-rejected": Ablation(["pairs.max_quality=2"], REVISIONS, after=1, against=2),
     "reference-base": Ablation(["train.reference=base"], PAIRS, after=1, against=2),
@@ -247,7 +247,7 @@ ABLATIONS: Mapping[str, Ablation] = {
 def arguments(reference: RunDir, root: Path, ablation: Ablation) -> list[str]:
     """What `alignloop run` gets to make the ablation in the folder `root`."""
     config = str(reference.path("config.yaml"))
-    place = [f"name={root.name}", f"runs={root.parent}", f"iterations={ablation.number}"]
+    place = [f"name={root.name}", f"runs={root.parent}", f"iterations={ablation.last}"]
     at_once = [AT_ONCE] if ablation.against is None else []
     return [config, *place, *UNGUARDED, *at_once, *overrides(reference, root, ablation)]
 
@@ -278,7 +278,7 @@ def share(reference: RunDir, root: Path, ablation: Ablation) -> None:
         return
     beside = root.with_name(f"{root.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    copy, number = RunDir(beside), ablation.number
+    copy, number = RunDir(beside), ablation.first
     for done in range(number):
         shutil.copytree(reference.iteration(done), copy.iteration(done))
     if ablation.after:
@@ -299,7 +299,7 @@ def share(reference: RunDir, root: Path, ablation: Ablation) -> None:
 
 def _is_shared(row: Mapping[str, Any], ablation: Ablation) -> bool:
     number, made = row["iteration"], STAGES.get(row["stage"])
-    return number < ablation.number or (number == ablation.number and made in ablation.keeps)
+    return number < ablation.first or (number == ablation.first and made in ablation.keeps)
 
 
 def _copied(source: Path, target: Path) -> None:
@@ -327,9 +327,9 @@ def reference_of(reference: RunDir, runs: Path, ablation: Ablation) -> str | Non
     """What the ablation's policy is held against; None where that is nothing."""
     if ablation.against is None:
         return None if ablation is ABLATIONS[DEFAULT] else f"{runs / DEFAULT}@1"
-    if ablation.after and not read_json(reference.iteration(ablation.after) / "gate.json")["promoted"]:
-        return ablation.otherwise and f"{runs / ablation.otherwise}@{ablation.number}"
-    return f"{reference.root}@{ablation.against}"
+    gate = reference.iteration(ablation.after) / "gate.json"
+    began_alike = not ablation.after or read_json(gate)["promoted"]
+    return f"{reference.root}@{ablation.against}" if began_alike else None
 
 
 def differences(before: str, after: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -202,7 +202,7 @@ def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
     step = f"ablations/{name}"
 
     def do() -> None:
-        own = f"{run.root}@{ablation.number}"
+        own = f"{run.root}@{ablation.last}"
         finished(reference, range(1, ablation.after + 2))
         against = reference_of(reference, run.root.parent, ablation)
         if against is not None:
@@ -225,7 +225,7 @@ def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
             "policy": own,
             "against": against,
             "over": overrides(reference, run.root, ablation),
-            "shared": [f"iterations/{done:03d}" for done in range(ablation.number)] + list(ablation.keeps),
+            "shared": [f"iterations/{done:03d}" for done in range(ablation.first)] + list(ablation.keeps),
             "metrics": metrics,
             **outcome(own),
             "stopped": stopped,
