@@ -1,6 +1,6 @@
 """What is shown of the study: its seeds, the measures of an eval, and what they are called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SEEDS = (0, 1, 2)
 """The seeds that a whole study has."""
@@ -34,3 +34,8 @@ MEASURES: Mapping[tuple[str, str], str] = {
 """What is shown of an eval, by metric and category, and what it is called."""
 NAMES = {metric: name for (metric, part), name in MEASURES.items() if part == "all"}
 SIDE = {COMPLIANCE: "compliance", OVERREFUSAL: "over-refusal", HELPFULNESS: "helpfulness", TWINS: "twins"}
+
+
+def expected(seeds: Sequence[int]) -> list[int]:
+    """Those of a whole study, and further ones that are there."""
+    return sorted({*SEEDS, *seeds})

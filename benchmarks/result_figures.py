@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.ablations import DEFAULT
 from benchmarks.measures import COMPLIANCE, OVERREFUSAL
-from benchmarks.result_tables import attacker, objected_policy, objection_name, single_strategies
+from benchmarks.result_tables import Row, attacker, objected_policy, objection_name, single_strategies
 
 # Of the report's style sheet: ink, quiet text, lines, the accent; and Okabe and Ito's colours beside it.
 INK, QUIET, FAINT, ACCENT = "#1b1c1e", "#5a5d61", "#e2e3e5", "#0b5cad"
@@ -56,7 +56,6 @@ PROGRESS: Mapping[str, tuple[str, float]] = {
 }
 """By metric what it is called, and the target."""
 
-Row = Mapping[str, Any]
 Drawing = tuple[Figure, str]
 """A figure, and the words for those who don't see it."""
 

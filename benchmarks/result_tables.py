@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablations import AT_ONCE, METRICS
-from benchmarks.measures import FIRST, LAST, MEASURES, NAMES, SEEDS, SIDE
+from benchmarks.measures import FIRST, LAST, MEASURES, NAMES, SIDE, expected
 from loop.heldout.suites import better
 from loop.report.sections import ARROWS, between, number
 from loop.surface import harmless
@@ -101,7 +101,7 @@ def target_tables(found: Row) -> list[str]:
 
 
 def _target_table(found: Row, targets: Sequence[Row], policies: Mapping[int, int]) -> str:
-    seeds = sorted({*SEEDS, *found["seeds"]})
+    seeds = expected(found["seeds"])
     rows: list[list[str]] = []
     for one in targets:
         by_seed = {row["seed"]: row for row in one["seeds"]}

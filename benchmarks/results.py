@@ -26,11 +26,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.ablations import ABLATIONS
-from benchmarks.measures import COMPLIANCE, FIRST, LAST, MEASURES, NAMES, SIDE, TOXICITY
+from benchmarks.ablations import ABLATIONS, ANY
+from benchmarks.measures import COMPLIANCE, FIRST, LAST, MEASURES, NAMES, SIDE, TOXICITY, expected
 from benchmarks.result_figures import draw
 from benchmarks.result_tables import tables
-from benchmarks.targets import Half, Row, expected, targets
+from benchmarks.targets import Half, Row, targets
 from loop.errors import AlignloopError, DataError
 from loop.heldout.comparison import compare, load_side
 from loop.heldout.pairing import pair_up
@@ -49,7 +49,6 @@ KEPT_PARTS = {COMPLIANCE: ("harmbench", "strongreject", "form/imperative", "form
 RESULT = ("value", "ci_low", "ci_high", "worst_low", "worst_high", "n", "coverage", "judge")
 INTERVAL = ("value", "low", "high", "n")
 CHANGE = ("difference", "ci_low", "ci_high", "n", "coverage")
-ANY = 1e3  # compare() wants a margin to judge by; no judgement of it is kept
 DIGITS = 6  # of a number in results.json
 LINE = 110  # characters of results.json that a value may take before it is broken over lines
 

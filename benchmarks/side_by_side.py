@@ -44,6 +44,7 @@ from typing import Any, cast
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from benchmarks.measures import SIDE
 from loop import stages
 from loop.config import Config, as_object, build, load_config
 from loop.engines.chat import end_ids
@@ -61,12 +62,6 @@ from roles.writing import WritingCritic
 
 ONLINE, SFT = "online-dpo", "sft"
 SUITES = ("safety", "overrefusal")
-SHOWN = {
-    "compliance": "safety.harmful_compliance",
-    "over-refusal": "overrefusal.refusal",
-    "helpfulness": "overrefusal.helpfulness",
-    "twins": "overrefusal.twin_discrimination",
-}
 ANY = 0.1  # compare() wants a margin to judge by; no judgement of it is shown
 CARRIED = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -493,24 +488,24 @@ def eval_limit(limits: Mapping[str, int], suites: Sequence[str]) -> int | None:
 
 
 def figures_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of results.json the SHOWN metrics over all items, each by the judge that decides: the first."""
+    """Of results.json the SIDE metrics over all items, each by the judge that decides: the first."""
     found: dict[str, dict[str, Any]] = {}
     for row in results:
         metric = f"{row['suite']}.{row['metric']}"
-        if metric in SHOWN.values() and row["category"] == "all" and metric not in found:
+        if metric in SIDE and row["category"] == "all" and metric not in found:
             found[metric] = {key: row[key] for key in ("value", "ci_low", "ci_high", "n", "coverage")}
     return found
 
 
 def differences_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """The SHOWN metrics' paired differences, after less before, with their intervals."""
+    """The SIDE metrics' paired differences, after less before, with their intervals."""
     return {
         metric: {
             key: getattr(change, key)
             for key in ("before", "after", "difference", "ci_low", "ci_high", "p", "n", "coverage")
         }
         for change in comparison.changes
-        if (metric := f"{change.suite}.{change.metric}") in SHOWN.values()
+        if (metric := f"{change.suite}.{change.metric}") in SIDE
     }
 
 
@@ -600,7 +595,7 @@ def _figures(place: str) -> dict[str, dict[str, Any]]:
 
 
 def _differences(before: str, after: str) -> dict[str, dict[str, Any]]:
-    margins = dict.fromkeys(SHOWN.values(), ANY)
+    margins = dict.fromkeys(SIDE, ANY)
     return differences_of(compare(load_side(before), load_side(after), margins))
 
 
@@ -610,14 +605,14 @@ def _differences(before: str, after: str) -> dict[str, dict[str, Any]]:
 def table(found: Mapping[str, Any]) -> Table:
     """A line for each policy, below an adapter's its differences to the run's policies."""
     out = Table(title=plain(f"{found['run']}, {found['split']} half"), title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", *SHOWN, "training", "in all"):
-        out.add_column(column, justify="left" if column in ("", *SHOWN) else "right")
+    for column in ("", *SIDE.values(), "training", "in all"):
+        out.add_column(column, justify="left" if column in ("", *SIDE.values()) else "right")
     for row in found["rows"]:
-        cells = [_interval(row["figures"].get(metric), "value", "") for metric in SHOWN.values()]
+        cells = [_interval(row["figures"].get(metric), "value", "") for metric in SIDE]
         times = [_minutes(row[key]) for key in ("training_seconds", "seconds")]
         out.add_row(*map(plain, (_short(row["name"]), *cells, *times)))
         for other, changes in row.get("against", {}).items():
-            cells = [_interval(changes.get(metric), "difference", "+") for metric in SHOWN.values()]
+            cells = [_interval(changes.get(metric), "difference", "+") for metric in SIDE]
             out.add_row(*map(plain, (f"  less {_short(other)}", *cells, "", "")))
     return out
 

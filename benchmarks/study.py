@@ -203,7 +203,7 @@ def _ablation(study: Study, name: str, ablation: Ablation) -> Step:
 
     def do() -> None:
         own = f"{run.root}@{ablation.last}"
-        finished(reference, range(1, ablation.after + 2))
+        finished(reference, range(1, ablation.first + 1))
         against = reference_of(reference, run.root.parent, ablation)
         if against is not None:
             root, _, number = against.rpartition("@")

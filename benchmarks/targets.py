@@ -12,9 +12,9 @@ from benchmarks.measures import (
     HELPFULNESS,
     LEGAL,
     OVERREFUSAL,
-    SEEDS,
     TOXICITY,
     TWINS,
+    expected,
 )
 
 Row = dict[str, Any]
@@ -231,8 +231,3 @@ def status(met: Sequence[bool | None], measured: bool) -> str:
     if False in met:
         return "not met"
     return "met" if all(met) else "open"
-
-
-def expected(seeds: Sequence[int]) -> list[int]:
-    """Those of a whole study, and further ones that are there."""
-    return sorted({*SEEDS, *seeds})

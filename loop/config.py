@@ -318,6 +318,8 @@ def _check(config: Config) -> None:
         raise ConfigError("roles.learner.model: the learner is the policy; name that model in policy instead")
     if config.heldout.split != "dev":
         raise ConfigError("heldout.split: a run gates on dev only; score the test half with alignloop eval")
+    if config.attacks.archive and not config.attacks.memory:
+        raise ConfigError("attacks.archive: without attacks.memory it is not used; leave one of them out")
     choices = {
         "train.start_from": (config.train.start_from, ("policy", "base")),
         "train.reference": (config.train.reference, ("start", "base")),

@@ -212,8 +212,6 @@ def prepare(tree: DictConfig) -> Session:
     roles = {seat: build(getattr(config.roles, seat), f"roles.{seat}") for seat in SEATS}
     for seat, role in roles.items():
         _check_needs(seat, role, config)
-    if config.attacks.archive and not config.attacks.memory:
-        raise ConfigError("attacks.archive: without attacks.memory it is not used; leave one of them out")
     _check_self_play(roles["attacker"], config)
     return Session(
         config=config,

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks import side_by_side
+from benchmarks.measures import SIDE
 from benchmarks.side_by_side import (
     ONLINE,
     SFT,
-    SHOWN,
     Job,
     Reward,
     answer_length,
@@ -350,7 +350,7 @@ def test_differences_are_paired_and_bring_no_verdict_along() -> None:
 
 
 def test_the_table_has_each_policy_and_the_differences_below_an_adapter() -> None:
-    metrics = list(SHOWN.values())
+    metrics = list(SIDE)
     figures = {metric: {"value": 0.25, "ci_low": 0.2, "ci_high": 0.3} for metric in metrics[:3]}
     change = {"difference": -0.05, "ci_low": -0.1, "ci_high": 0.02}
     found = {

@@ -208,6 +208,7 @@ def test_a_further_iteration_takes_the_policy_before_it_as_promoted(reference: R
     assert read_json(run.iteration(1) / "gate.json")["promoted"] is True
     assert read_json(reference.iteration(1) / "gate.json")["promoted"] is False
     assert not list(run.iteration(2).iterdir())
+    assert "iterations=3" in arguments(reference, run.root, ABLATIONS["fixed-attacker"])
 
 
 def test_pairs_that_came_near_a_held_out_item_are_noted_only_where_the_pairs_are_shared(
@@ -287,8 +288,9 @@ def test_one_big_iteration_has_as_many_attacks_and_steps_as_three(reference: Run
 
 def test_what_an_iteration_is_held_against_began_from_the_same_policy(reference: RunDir) -> None:
     runs = reference.root.parent / "ablations"
-    further = ABLATIONS["fixed-attacker"]
+    further, big = ABLATIONS["fixed-attacker"], ABLATIONS["one-big"]
     assert reference_of(reference, runs, further) is None
+    assert reference_of(reference, runs, big) == f"{reference.root}@3"  # it began from the base
     assert reference_of(reference, runs, ABLATIONS["sft"]) == f"{runs}/default@1"
     assert reference_of(reference, runs, ABLATIONS["default"]) is None
     write_json(reference.iteration(1) / "gate.json", {"promoted": True})
