@@ -4,32 +4,34 @@ import io
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from benchmarks import side_by_side
 from benchmarks.measures import SIDE
 from benchmarks.side_by_side import (
+    differences_of,
+    eval_limit,
+    figures_of,
+    job_of,
+    own_times,
+    run_times,
+    table,
+)
+from benchmarks.side_training import (
     ONLINE,
     SFT,
     Job,
     Reward,
     answer_length,
-    differences_of,
-    eval_limit,
-    figures_of,
-    job_of,
     online_rows,
     open_run,
-    own_times,
-    run_times,
     sft_rows,
-    table,
     train,
+    trained,
     without_words,
 )
 from loop.errors import AlignloopError, ConfigError, DataError
@@ -288,14 +290,14 @@ def test_both_train_an_adapter_of_safetensors_alone(name: str, run: RunDir, tmp_
 
 
 def test_what_is_done_is_not_trained_again(run: RunDir, tmp_path: Path) -> None:
-    given = options(out=tmp_path / "side")
-    job = job_of(open_run(run.root), SFT, given)
-    write_json(given.out / SFT / "job.json", asdict(job))
-    write_json(given.out / SFT / "training.json", {})
-    side_by_side.trained(open_run(run.root), SFT, given)
-    assert not (given.out / SFT / "adapter").exists()
+    job = job_of(open_run(run.root), SFT, options())
+    out = tmp_path / SFT
+    write_json(out / "job.json", asdict(job))
+    write_json(out / "training.json", {})
+    trained(job, out)
+    assert not (out / "adapter").exists()
     with pytest.raises(ConfigError, match="holds results of other steps"):
-        side_by_side.trained(open_run(run.root), SFT, options(out=given.out, steps=3))
+        trained(replace(job, steps=3), out)
 
 
 def test_what_trl_refuses_is_a_line(run: RunDir, tmp_path: Path) -> None:
