@@ -193,6 +193,8 @@ NOISE = (10, 20, 30)
 """Percent of the pairs."""
 
 DEFAULT = "default"
+AGAIN = 1000
+"""A seed that no run has, for what is made a second time to see what luck does."""
 
 NO_MEMORY = Ablation(["attacks.memory=false"], after=1, makes=2, against=3)
 
@@ -241,6 +243,8 @@ ABLATIONS: Mapping[str, Ablation] = {
         ANSWERS,
         shuffled_labels,
     ),
+    # the default's own pairs: how far apart two trainings end that differ by nothing else
+    "another-seed": Ablation([f"seed={AGAIN}"], PAIRS),
 }
 
 

@@ -38,6 +38,7 @@ from typing import Any
 
 from benchmarks.ablations import (
     ABLATIONS,
+    AGAIN,
     DEFAULT,
     Ablation,
     arguments,
@@ -57,8 +58,6 @@ from loop.rundir import RunDir, append_line, read_json, write_json
 from loop.surface import harmless
 
 ROOT = Path(__file__).parents[1]
-AGAIN = 1000
-"""Seed of what is drawn when the base is measured again; no run has it."""
 SOME = {"dev": 60, "test": 120}
 """Items of each suite that the objections are looked into with."""
 MOST = 250
