@@ -37,6 +37,7 @@ from typing import Any, cast
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from benchmarks.ablations import ANY
 from benchmarks.measures import SIDE
 from benchmarks.side_training import ONLINE, SFT, SUITES, Job, open_run, trained
 from loop.errors import AlignloopError, ConfigError, DataError
@@ -47,7 +48,6 @@ from loop.report.terminal import console, plain
 from loop.rundir import RunDir, named_iteration, read_json, write_json
 from loop.session import Session
 
-ANY = 0.1  # compare() wants a margin to judge by; no judgement of it is shown
 TAKEN_OVER = {ONLINE: ("fit critic", "attack"), SFT: ()}
 """The stages of iteration 1 that each could not do without."""
 NOT_MAKING = ("evaluate", "gate")
